@@ -1,0 +1,1 @@
+"""Scores of generators: IS, FID and KID under named protocols."""

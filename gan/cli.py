@@ -1,0 +1,41 @@
+"""How every command of the project ends: exit code 0; 2 and one line for a user's mistake; anything else is ours."""
+
+import errno
+import sys
+from collections.abc import Callable
+
+from gan.errors import TrainingDivergedError, UserError
+
+# What a disk or a permission refuses is for the user to mend, wherever it shows.
+_USERS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.EFBIG,
+}
+
+
+def run(command: Callable[[], int]) -> int:
+    """``command``'s exit code, its errors told in one line on stderr."""
+    try:
+        return command()
+    except UserError as error:
+        return _fail(str(error), 2)
+    except TrainingDivergedError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in _USERS:
+            raise
+        return _fail(f"{error.filename or 'disk'}: {error.strerror}.", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted.", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
+    return code

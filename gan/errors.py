@@ -1,0 +1,9 @@
+"""The one kind of error that is the user's to mend: a command turns it into one line on stderr and exit code 2."""
+
+
+class UserError(ValueError):
+    """What was given, what was expected and what to do, in one line."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """Training produced numbers that are not finite; the message says at which step and what to try."""

@@ -1,0 +1,116 @@
+"""A trained generator from a run, a checkpoint or an export: load it, sample from it, export it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gan import checkpoints, sampling
+from gan.config import Config, load_config
+from gan.errors import UserError
+from gan.files import write_atomically
+from gan.networks import build_generator
+from gan.progress import say
+
+Weights = Literal["ema", "raw"]
+_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator in evaluation mode, and where it came from."""
+
+    network: nn.Module
+    config: Config
+    step: int  # G updates it was trained for
+    weights: Weights  # the averaged generator's or the trained one's
+    folder: Path  # the checkpoint
+
+    def sample(self, count: int, seed: int = 0, start: int = 0) -> Tensor:
+        """The samples ``start`` to ``start + count`` of ``seed``: (count, C, S, S) uint8 on the CPU.
+
+        A sample is a function of (seed, index): the same whatever else is asked for in the same call.
+        """
+        pieces = sampling.generate(self.network, seed=seed, start=start, count=count, latent_dim=self.config.model.latent_dim)
+        return torch.cat(list(pieces))
+
+
+def load_generator(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> TrainedGenerator:
+    """The generator of a run (its newest whole checkpoint), of one of its checkpoints, or of an export.
+
+    ``weights`` chooses ``ema`` (the average over training) or ``raw``; None is the average where there is one.
+
+    Raises UserError when there is none.
+    """
+    path = Path(path)
+    folder = _checkpoint_folder(path)
+    available = checkpoints.networks(folder)
+    chosen: Weights = weights or ("ema" if "ema" in available else "raw")
+    if _FILES[chosen] not in available:
+        other = "raw" if chosen == "ema" else "ema"
+        raise UserError(f"{folder}: holds no {chosen} weights, only {other}. Choose --weights {other}.")
+    saved = checkpoints.load_weights(folder, _FILES[chosen])
+    config = load_config(folder / "config.yaml")
+    network = build_generator(config)
+    try:
+        network.load_state_dict(saved)
+    except RuntimeError:
+        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.") from None
+    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
+    if (path / checkpoints.MANIFEST).exists():
+        return path
+    found = checkpoints.newest_folder(path / "checkpoints", say, "generator")
+    if found is None:
+        raise UserError(f"{path}: holds no checkpoint yet. Expected a run's folder with checkpoints/step-*, or one of these.")
+    return found
+
+
+def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
+    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid.
+
+    Raises UserError when ``out`` exists and is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty. Choose a new folder.")
+    checkpoints.write_weights(
+        out,
+        generator.step,
+        {_FILES[generator.weights]: generator.network.state_dict()},
+        (generator.folder / "config.yaml").read_text(),
+    )
+    write_atomically(out / "grid.png", sampling.encode(sampling.grid(generator.sample(64, seed))))
+    write_atomically(out / "README.md", _card(generator, seed).encode())
+
+
+def _card(generator: TrainedGenerator, seed: int) -> str:
+    config = generator.config
+    data, model = config.data, config.model
+    return f"""# {config.run.name}
+
+![64 samples of seed {seed}, not selected](grid.png)
+
+A DCGAN generator trained with msngan: {generator.step:,} generator updates,
+{generator.weights} weights. The picture shows the first 64 samples of seed {seed}; none was chosen.
+
+| | |
+|---|---|
+| images | {data.channels} x {data.image_size} x {data.image_size}, trained on {data.name} ({data.split}) |
+| generator | {model.generator.channels} channels, norm {model.generator.norm}, z of {model.latent_dim} |
+| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.norm} |
+| loss | {config.loss.name}, {config.training.d_steps} D updates per G update, batch {config.training.batch_size} |
+| seed | {config.seed} |
+
+    from gan import load_generator
+    images = load_generator("FOLDER").sample(64, seed=0)  # uint8, (64, {data.channels}, {data.image_size}, {data.image_size})
+
+All settings are in config.yaml. The weights are in safetensors and hold no code. This card was written by the program:
+it states no score, no licence and no fitness for a use; the training images' own terms apply.
+"""

@@ -1,0 +1,105 @@
+"""What the processes of one run agree on: devices, numbers that are not finite, and when to stop."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from gan.errors import TrainingDivergedError, UserError
+
+T = TypeVar("T")
+
+
+def make_accelerator() -> Accelerator:
+    """Devices and processes. Precision is the run's own matter, see Job.
+
+    Raises UserError when a launcher started several processes that do not know of each other: they would all write
+    the same files.
+    """
+    accelerator = Accelerator(mixed_precision="no")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and accelerator.num_processes == 1:
+        raise UserError(
+            f"{launched} processes were started, but they are not connected. On CPUs: ACCELERATE_USE_CPU=1 accelerate launch"
+            f" --multi_gpu --num_processes {launched} --num_machines 1 --mixed_precision no --dynamo_backend no train.py ..."
+        )
+    # Exact resume needs the same sums in the same order.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """``function``'s result, run by the main process and sent to all. A UserError ends all, and one says it."""
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        if accelerator.is_main_process:
+            raise UserError(outcome[1])
+        raise SystemExit(2)
+    result: T = outcome[0]
+    return result
+
+
+class FiniteCheck:
+    """Remembers the first step whose losses or gradients were not finite, without asking the device at each step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._first = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
+
+    def note(self, step: int, metrics: dict[str, Tensor]) -> None:
+        finite = torch.stack([value.double() for value in metrics.values()]).isfinite().all()
+        self._first = torch.where(finite, self._first, self._first.clamp_max(step))
+
+    def require(self, accelerator: Accelerator) -> None:
+        """Raises TrainingDivergedError on every process if any of them has met such a step."""
+        first = int(accelerator.gather(self._first.unsqueeze(0)).min())
+        if first != torch.iinfo(torch.int64).max:
+            raise TrainingDivergedError(
+                f"losses or gradients are not finite since step {first}. The last checkpoint is from before that."
+                " Try lower learning rates (optimizer.d_lr, optimizer.g_lr), another norm, or training.precision=fp32."
+            )
+
+
+class StopRequest:
+    """Whether SIGTERM or Ctrl-C asked to stop; a second Ctrl-C stops at once."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.signal = 0
+        self._processes = accelerator.num_processes
+        # On the CPU and apart from the gradients', so that agreeing never waits for the device.
+        self._group: Any = dist.new_group(backend="gloo") if self._processes > 1 else None
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop: the same answer on all."""
+        if self._group is not None:
+            flag = torch.tensor(self.signal)
+            dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
+            self.signal = int(flag)
+        return self.signal != 0

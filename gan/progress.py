@@ -1,0 +1,60 @@
+"""What a long task shows: a bar on a terminal, now and then a plain line elsewhere, and messages between them."""
+
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+
+def say(message: str) -> None:
+    """One line to the user, above a progress bar if there is one. On stderr: stdout is for results."""
+    tqdm.write(message, file=sys.stderr)
+
+
+class Progress:
+    """Steps done of a number of steps, with rate, time left and a few values."""
+
+    def __init__(self, start: int, total: int, unit: str, *, shown: bool, every_seconds: float = 10.0) -> None:
+        self.done, self.total, self.unit, self.shown, self.every_seconds = start, total, unit, shown, every_seconds
+        self._start, self._began = start, time.monotonic()
+        self._last_line = self._began
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, file=sys.stderr)
+
+    def advance(self, values: str = "") -> None:
+        """One more step is done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update()
+            if values:
+                self._bar.set_postfix_str(values, refresh=False)
+        elif self.shown and (values or self.done == self.total):
+            now = time.monotonic()
+            if now - self._last_line >= self.every_seconds or self.done == self.total:
+                self._last_line = now
+                rate = (self.done - self._start) / max(now - self._began, 1e-9)
+                left = (self.total - self.done) / rate
+                say(f"{self.unit} {self.done}/{self.total}  {rate:.2f}/s  {_clock(left)} left  {values}".rstrip())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def follow(items: Iterator[int], total: int, what: str) -> Iterator[int]:
+    """``items``, with progress shown."""
+    with Progress(0, total, what, shown=True, every_seconds=5.0) as progress:
+        for item in items:
+            yield item
+            progress.advance(" ")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,164 @@
+"""A run's folder: what is in it, whether it can go on, and what it tells the user."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from gan import checkpoints
+from gan.checkpoints import Checkpoint
+from gan.config import Config, check_processes, differences, keep_resolved, load_config, set_value, to_yaml, warnings
+from gan.data import Images, image_channels
+from gan.errors import UserError
+from gan.files import write_atomically
+from gan.networks import build_discriminator, build_generator, trainable_parameters
+from gan.progress import say
+from gan.tracking import last_values
+
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
+
+
+def resolve(config: Config, channels: int, device: torch.device) -> Config:
+    """``config`` with what it leaves to the images and the machine filled in."""
+    config = set_value(config, "data.channels", channels)
+    if config.training.precision == "auto":
+        config = set_value(config, "training.precision", "bf16" if computes_in_bf16(device) else "fp32")
+    return config
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies in bf16, rather than converting to float32 and back."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def open_run(config: Config, images: Images, device: torch.device) -> tuple[Config, Checkpoint | None]:
+    """The resolved configuration, and where the run in its folder had come to. Changes nothing.
+
+    Raises UserError when the folder holds something else, or a run with other settings or images.
+    """
+    saved = saved_config(config.folder)
+    if saved is not None:
+        config = keep_resolved(config, saved)
+    config = resolve(config, images.channels, device)
+    if saved is None:
+        return config, None
+    if changed := differences(config, saved):
+        raise UserError(
+            f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
+            " Set run.name to start another run, or give the old settings to go on with this one."
+        )
+    checkpoint = checkpoints.newest(config.folder / "checkpoints", say)
+    if checkpoint is not None and checkpoint.data != images.fingerprint():
+        raise UserError(
+            f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint()}, then"
+            f" {checkpoint.data}). Restore them at data.path, or set run.name to start another run."
+        )
+    return config, checkpoint
+
+
+def saved_config(folder: Path) -> Config | None:
+    """The configuration of the run in ``folder``; None where there is none yet. Raises UserError for another kind of folder."""
+    file = folder / "config.yaml"
+    try:
+        if file.exists():
+            return load_config(file)
+        foreign = folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}). Set run.dir to a folder that can.") from None
+    if foreign:
+        raise UserError(f"{folder} exists and is not a run (no config.yaml in it). Set another run.name or run.dir.")
+    return None
+
+
+def start_folder(config: Config, images: Images, accelerator: Accelerator, step: int) -> None:
+    """Writes config.yaml and adds this start to environment.json."""
+    folder = config.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", to_yaml(config).encode())
+        record = folder / "environment.json"
+        starts = json.loads(record.read_text())["starts"] if record.exists() else []
+        starts.append(environment(config, images, accelerator, step))
+        write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
+
+
+def environment(config: Config, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
+    """What a run's numbers may depend on besides its configuration."""
+    device = accelerator.device
+    project = Path(__file__).resolve().parent.parent
+    commit = subprocess.run(
+        ["git", "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+    )
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git_commit": commit.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": config.training.precision,
+        "data": images.fingerprint(),
+        "command": sys.argv,
+    }
+
+
+def summary(config: Config) -> str:
+    """Where everything of a finished run is, and what to type next."""
+    folder = config.folder
+    last = last_values(folder / "metrics.jsonl")
+    newest = checkpoints.steps(folder / "checkpoints")
+    losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
+    return "\n".join(
+        [
+            f"pictures:    {folder / 'samples'}",
+            f"metrics:     {folder / 'metrics.jsonl'}{losses}",
+            f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
+            f"next:        python -m gan sample {folder} --out grid.png --count 64 --seed 0",
+        ]
+    )
+
+
+def describe(config: Config, accelerator: Accelerator) -> str:
+    """What ``train`` would do with ``config``: settings, parameter counts, steps, place. Reads little and changes nothing."""
+    device, processes = accelerator.device, accelerator.num_processes
+    check_processes(config, processes)
+    saved = saved_config(config.folder)
+    if saved is not None:
+        config = keep_resolved(config, saved)
+    config = resolve(config, image_channels(config.data), device)
+    generator, discriminator = build_generator(config), build_discriminator(config)
+    training = config.training
+    lines = [to_yaml(config).rstrip(), ""]
+    lines.append(f"generator:      {trainable_parameters(generator):,} parameters ({config.model.generator.norm})")
+    lines.append(f"discriminator:  {trainable_parameters(discriminator):,} parameters ({config.model.discriminator.norm})")
+    lines.append(
+        f"steps:          {training.steps:,} G updates, {training.steps * training.d_steps:,} D updates,"
+        f" {training.steps * training.d_steps * training.batch_size:,} real images"
+    )
+    lines.append(
+        f"runs on:        {processes} x {device.type} in {training.precision}, {training.batch_size // processes} images each"
+    )
+    lines.append(f"writes to:      {config.folder.resolve()}")
+    if saved is not None and (changed := differences(config, saved)):
+        lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
+    elif found := checkpoints.steps(config.folder / "checkpoints"):
+        lines.append(f"goes on from:   {found[-1]}")
+    lines += [f"warning:        {warning}" for warning in warnings(config)]
+    return "\n".join(lines)

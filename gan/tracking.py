@@ -1,0 +1,124 @@
+"""Where a run's numbers and pictures go: metrics.jsonl and PNG always; wandb and TensorBoard when asked."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gan.errors import UserError
+
+Wandb = Literal["off", "offline", "online"]
+
+
+def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
+    """Raises UserError when a tracker that was asked for is not installed or has no key."""
+    if tensorboard and find_spec("tensorboard") is None:
+        raise UserError(
+            "tracking.tensorboard=true: TensorBoard is not installed. pip install 'msngan[tensorboard]', or set it to false."
+        )
+    if wandb != "off" and find_spec("wandb") is None:
+        raise UserError(f"tracking.wandb={wandb}: wandb is not installed. pip install wandb, or set tracking.wandb=off.")
+    if wandb == "online":
+        import wandb as library
+
+        if not library.api.api_key:
+            raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drops the lines of ``path`` after ``step``, and a last one that is not whole: they will be written again."""
+    if not path.exists():
+        return
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or record["step"] > step:
+                break
+            end += len(line)
+    with path.open("r+b") as file:
+        file.truncate(end)
+
+
+def last_values(path: Path) -> dict[str, Any]:
+    """The last line of a metrics file; empty where there is none."""
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().splitlines()
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
+class Tracker:
+    """Writes one run's records. Used by the main process only."""
+
+    def __init__(
+        self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Wandb, project: str, tensorboard: bool
+    ) -> None:
+        """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb."""
+        self.folder = folder
+        path = folder / "metrics.jsonl"
+        truncate_metrics(path, step)
+        self._metrics = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._wandb: Any = None
+        self._tensorboard: Any = None
+        if wandb != "off":
+            import wandb as library
+
+            identity = folder / "wandb-id"
+            if not identity.exists():
+                identity.write_text(secrets.token_hex(4))
+            self._wandb = library.init(
+                project=project, name=folder.name, id=identity.read_text().strip(), resume="allow", mode=wandb,
+                dir=str(folder), config=dict(settings),
+            )  # fmt: skip
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line with ``step`` and ``values``; finite numbers only."""
+        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
+        # One write of less than a page: a kill leaves the whole line or none.
+        written = os.write(self._metrics, line.encode())
+        assert written == len(line)
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=step)
+        if self._tensorboard is not None:
+            for key, value in values.items():
+                self._tensorboard.add_scalar(key, value, step)
+
+    def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """A picture (H, W) or (H, W, 3) for wandb and TensorBoard; the PNG is written by who made it."""
+        if self._wandb is not None:
+            import wandb as library
+
+            self._wandb.log({name: library.Image(Image.fromarray(pixels))}, step=step)
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
+
+    def flush(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint must not be newer than the record that leads to it."""
+        os.fsync(self._metrics)
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._metrics)
+        if self._wandb is not None:
+            self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()

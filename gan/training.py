@@ -1,0 +1,142 @@
+"""The training loop: a run that can be stopped at any moment and goes on bit for bit."""
+
+import signal
+import time
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from gan import checkpoints, sampling
+from gan.config import Config, check_processes, flatten, warnings
+from gan.data import BatchStream, Share, load_images
+from gan.files import write_atomically
+from gan.processes import FiniteCheck, StopRequest, on_main
+from gan.progress import Progress, follow, say
+from gan.runs import open_run, start_folder
+from gan.tracking import Tracker, check_trackers
+from gan.updates import Job, Metrics, Players, build_players, restore, snapshot, train_step
+
+
+def train(config: Config, accelerator: Accelerator) -> int:
+    """Trains until ``config.training.steps``, going on from the newest checkpoint of the run in ``config.folder``.
+
+    Returns 0, or the number of the signal that stopped it (after a checkpoint). Raises UserError for a mistake in the
+    configuration, the images or the folder, TrainingDivergedError for numbers that are not finite.
+    """
+    main = accelerator.is_main_process
+    check_processes(config, accelerator.num_processes)
+    on_main(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
+    with accelerator.local_main_process_first():  # one downloads, the others find it there
+        images = load_images(config.data)
+    config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
+    start = checkpoint.step if checkpoint else 0
+    if start >= config.training.steps:
+        if main:
+            say(f"{config.folder} is complete at step {start}. To train on, set training.steps higher.")
+        return 0
+    job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
+    memory = None
+    if images.gigabytes() <= config.data.memory_gb:
+        memory = images.to_memory(follow if main else lambda items, _total, _what: items).to(job.device)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    players = build_players(config, job.device)
+    if checkpoint:
+        restore(players, checkpoint)
+    on_main(accelerator, lambda: start_folder(config, images, accelerator, start))
+    if not main:
+        return _loop(players, stream, job, None, start)
+    for warning in warnings(config):
+        say(f"warning: {warning}")
+    say(f"{config.folder}: from step {start} to {config.training.steps}, {job.describe()}")
+    tracking = config.tracking
+    with Tracker(
+        config.folder,
+        start,
+        settings=dict(flatten(config)),
+        wandb=tracking.wandb,
+        project=tracking.wandb_project,
+        tensorboard=tracking.tensorboard,
+    ) as tracker:
+        return _loop(players, stream, job, tracker, start)
+
+
+def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | None, start: int) -> int:
+    """Steps ``start`` + 1 to the last. The main process has the ``tracker`` and writes; all compute the same steps."""
+    config, total = job.config, job.config.training.steps
+    health, stop = FiniteCheck(job.device), StopRequest(job.accelerator)
+    progress = Progress(start, total, "step", shown=tracker is not None)
+    rate = Rate(start, images_per_step=config.training.batch_size * config.training.d_steps)
+
+    def due(every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == total)
+
+    if tracker is not None and start == 0 and config.samples.every:
+        save_samples(players, 0, config, tracker)
+    with stop.listening(), progress:
+        for step in range(start + 1, total + 1):  # counts G updates: the one that this step ends with
+            metrics = train_step(players, stream, step - 1, job)
+            health.note(step, metrics)
+            stopping = stop.agreed()
+            logging, picturing, saving = due(config.tracking.every), due(config.samples.every), due(config.checkpoint.every)
+            if logging or picturing or saving or stopping:
+                health.require(job.accelerator)
+            shown = ""
+            if logging:
+                values = _mean_values(metrics, job.accelerator)
+                shown = f"D {values['d_loss']:.3f}  G {values['g_loss']:.3f}"
+                if tracker is not None:
+                    tracker.log(step, {**values, **_learning_rates(players), **rate.since_last(step)})
+            if picturing and tracker is not None:
+                save_samples(players, step, config, tracker)
+            if saving or stopping:
+                if tracker is not None:
+                    tracker.flush()  # a checkpoint must not be newer than the record that leads to it
+                    checkpoint = snapshot(players, step, config, stream.images.fingerprint())
+                    checkpoints.save(config.folder / "checkpoints", checkpoint, keep=config.checkpoint.keep)
+                job.accelerator.wait_for_everyone()
+            progress.advance(shown)
+            if stopping:
+                if tracker is not None:
+                    name = signal.Signals(stop.signal).name
+                    say(f"stopped by {name} at step {step}, saved. The same command goes on from there.")
+                return stop.signal
+    return 0
+
+
+class Rate:
+    """Real images a second, over all processes, between two records."""
+
+    def __init__(self, step: int, *, images_per_step: int) -> None:
+        self.step, self.images_per_step, self.time = step, images_per_step, time.monotonic()
+
+    def since_last(self, step: int) -> dict[str, float]:
+        now = time.monotonic()
+        seconds, steps = now - self.time, step - self.step
+        self.step, self.time = step, now
+        return {"images_per_second": round(steps * self.images_per_step / seconds, 2), "seconds": round(seconds, 3)}
+
+
+def _mean_values(metrics: Metrics, accelerator: Accelerator) -> dict[str, float]:
+    """Means over processes, as numbers. Waits for the device."""
+    values: Tensor = accelerator.reduce(torch.stack([value.double() for value in metrics.values()]), "mean")
+    return dict(zip(metrics, values.tolist(), strict=True))
+
+
+def _learning_rates(players: Players) -> dict[str, float]:
+    return {"d_lr": players.d_optimizer.param_groups[0]["lr"], "g_lr": players.g_optimizer.param_groups[0]["lr"]}
+
+
+def save_samples(players: Players, step: int, config: Config, tracker: Tracker) -> None:
+    """The grid of the run's fixed noise as samples/step-*.png: of the averaged generator where there is one."""
+    pieces = sampling.generate(
+        players.average or players.generator,
+        seed=config.samples.seed,
+        count=config.samples.count,
+        latent_dim=config.model.latent_dim,
+    )
+    pixels = sampling.grid(torch.cat(list(pieces)))
+    folder = config.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
+    tracker.image(step, "samples", pixels)

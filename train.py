@@ -1,0 +1,53 @@
+"""Train a GAN: python train.py --config configs/digits_msngan.yaml [key=value ...] [--dry-run]"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gan import cli
+from gan.config import load_config
+from gan.errors import UserError
+
+DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
+EXAMPLES = """examples:
+  python train.py --config configs/digits_msngan.yaml
+  python train.py --config configs/cifar10_msngan.yaml training.steps=50000 seed=1 run.name=msngan_seed1
+  python train.py --config configs/folder.yaml data.path=PATH_TO_IMAGES.zip --dry-run
+  accelerate launch --multi_gpu --num_processes 8 train.py --config configs/cifar10_msngan.yaml
+
+The same command again goes on where the run was stopped. All settings, with their meaning: gan/config.py.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train a GAN.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT, help="YAML file of settings that differ from the defaults")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    options = parser.parse_intermixed_args(arguments)
+    config = load_config(options.config, options.overrides)
+    if config.evaluation.every:
+        raise UserError("evaluation.every: this version cannot score during training yet; set evaluation.every=0.")
+
+    # These import torch, which takes seconds: not for a mistyped setting.
+    from gan.processes import make_accelerator
+    from gan.runs import describe, summary
+    from gan.training import train
+
+    accelerator = make_accelerator()
+    if options.dry_run:
+        if accelerator.is_main_process:
+            print(describe(config, accelerator))
+        return 0
+    if signal := train(config, accelerator):
+        return 128 + signal
+    if accelerator.is_main_process:
+        print(summary(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))
