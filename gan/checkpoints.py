@@ -52,12 +52,25 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     unfinished = root / f"tmp-{checkpoint.step:08d}"
     _write_files(unfinished, checkpoint.step, checkpoint.data, files)
     target = folder_of(root, checkpoint.step)
-    if target.exists():  # a damaged one, which the run did not go on from
-        target.rename(root / f"tmp-damaged-{checkpoint.step:08d}")
     unfinished.rename(target)
     sync_folder(root)
     _prune(root, keep)
     return target
+
+
+def tidy(root: Path, step: int, *, keep: int) -> None:
+    """Brings ``root`` into order before a run goes on from its checkpoint of ``step``.
+
+    Newer ones are damaged, or ``newest`` would have taken them: they are set aside under another name, so that they
+    neither stand in the way nor count among the ``keep`` newest. Then finishes a removal that was interrupted.
+    """
+    for folder in steps(root):
+        if folder.name > folder_of(root, step).name:
+            aside = root / f"damaged-{folder.name}"
+            if aside.exists():
+                shutil.rmtree(aside)
+            folder.rename(aside)
+    _prune(root, keep)
 
 
 def write_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, Tensor]], config: str) -> None:

@@ -21,6 +21,12 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed ``write_atomically`` calls left directly in ``folder``."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces ``path`` by ``content``: another process sees the old file or the whole new one.
 

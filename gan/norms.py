@@ -4,13 +4,12 @@ In training mode the statistics that mix images are those of the whole batch ove
 is initialised: every process must then run the same layers on the same number of images.
 """
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -42,10 +41,27 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """An all-reduce that can be differentiated any number of times: every process's loss depends on every input, so the
+    gradient of an input is the sum of theirs. (torch.distributed.nn has the same and has been deprecated.)"""
+
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        result: Tensor = _SumOverProcesses.apply(gradient)
+        return result
+
+
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
     count = processes()
-    return x if count == 1 else all_reduce(x) / count
+    summed: Tensor = x if count == 1 else _SumOverProcesses.apply(x)
+    return summed / count
 
 
 class BatchNorm(nn.SyncBatchNorm):

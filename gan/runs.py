@@ -17,7 +17,7 @@ from gan.checkpoints import Checkpoint
 from gan.config import Config, check_processes, differences, keep_resolved, load_config, set_value, to_yaml, warnings
 from gan.data import Images, image_channels
 from gan.errors import UserError
-from gan.files import write_atomically
+from gan.files import remove_unfinished, write_atomically
 from gan.networks import build_discriminator, build_generator, trainable_parameters
 from gan.progress import say
 from gan.tracking import last_values
@@ -87,6 +87,8 @@ def start_folder(config: Config, images: Images, accelerator: Accelerator, step:
     folder = config.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        remove_unfinished(folder / "samples")
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         record = folder / "environment.json"
         starts = json.loads(record.read_text())["starts"] if record.exists() else []

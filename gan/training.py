@@ -31,6 +31,8 @@ def train(config: Config, accelerator: Accelerator) -> int:
         images = load_images(config.data)
     config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
     start = checkpoint.step if checkpoint else 0
+    if checkpoint:
+        on_main(accelerator, lambda: checkpoints.tidy(config.folder / "checkpoints", start, keep=config.checkpoint.keep))
     if start >= config.training.steps:
         if main:
             say(f"{config.folder} is complete at step {start}. To train on, set training.steps higher.")

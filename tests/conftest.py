@@ -1,0 +1,55 @@
+"""What tests share: real images where they are, tiny runs, and the command line as a user calls it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+import train as program
+from gan import cli
+
+# Torch compiles kernels at the first call, so a time limit on single examples would only measure that.
+settings.register_profile("msngan", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("msngan")
+torch.use_deterministic_algorithms(True, warn_only=True)
+
+TINY = [
+    "model.generator.channels=4", "model.discriminator.channels=4", "model.latent_dim=8", "training.batch_size=8",
+    "samples.count=4", "tracking.every=1", "training.precision=fp32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real images for tests; a user without them passes all the same."""
+    folder = os.environ.get("MSNGAN_DATA")
+    if not folder:
+        pytest.skip("MSNGAN_DATA is not set: the folder with cifar10-test.zip and mnist-test.zip")
+    return Path(folder)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., list[str]]:
+    """Arguments of train.py for a run of a few seconds in ``tmp_path/runs/NAME``."""
+
+    def arguments(*extra: str, name: str = "tiny") -> list[str]:
+        return [*TINY, f"run.dir={tmp_path / 'runs'}", f"run.name={name}", *extra]
+
+    return arguments
+
+
+def command(arguments: list[str]) -> int:
+    """The exit code of ``python train.py ARGUMENTS``, run in this process."""
+    return cli.run(lambda: program.main(arguments))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps with two checkpoints. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    steps = ["training.steps=4", "checkpoint.every=2", "samples.every=2"]
+    assert command([*TINY, f"run.dir={folder}", "run.name=run", *steps]) == 0
+    return folder / "run"

@@ -1,0 +1,206 @@
+"""The norms against their definitions, in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from gan.norms import BatchNorm, MeanSpectralNorm, SpectralNorm, iterate_spectral_norms, normalize
+
+
+@st.composite
+def layers_and_inputs(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    """A convolution, transposed convolution or dense layer with any shape that torch allows, and a batch for it."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    kind = draw(st.sampled_from(["conv", "transposed", "dense"]))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    before, after = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    batch, bias = draw(st.integers(2, 4)), draw(st.booleans())
+    if kind == "dense":
+        return nn.Linear(before, after, bias).double(), torch.randn(batch, before).double()
+    kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    padding, dilation = draw(st.integers(0, 2)), draw(st.integers(1, 2))
+    height, width = (draw(st.integers(8, 11)) for _ in range(2))
+    make = nn.Conv2d if kind == "conv" else nn.ConvTranspose2d
+    layer = make(before, after, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias)
+    return layer.double(), torch.randn(batch, before, height, width).double()
+
+
+def direct(norm: MeanSpectralNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 6 and 7 word for word: the layer's output, then its mean subtracted. Returns output and mean."""
+    layer = norm.layer
+    weight = layer.weight / norm.sigma()
+    parameters = {"weight": weight}
+    if layer.bias is not None:
+        parameters["bias"] = torch.zeros_like(layer.bias)
+    h = torch.func.functional_call(layer, parameters, (x,))
+    others = [d for d in range(h.dim()) if d != 1]
+    mean = h.mean(others, keepdim=True)
+    return h - mean + norm.m.view(mean.shape), mean.flatten()
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
+    return bool((a - b).abs().max() <= tolerance * max(1.0, float(b.abs().max())))
+
+
+@given(layers_and_inputs())
+def test_mean_spectral_norm_by_linearity_is_the_direct_definition(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    norm = MeanSpectralNorm(layer)
+    with torch.no_grad():
+        norm.m.normal_()
+    parameters = [norm.layer.weight, norm.m]
+    x.requires_grad_()
+    expected, mean = direct(norm, x)
+    running = 0.9 * norm.running_mean + 0.1 * mean.detach()
+    output = norm(x)
+    assert close(output, expected)
+    assert close(norm.running_mean, running)
+    seed = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad((output * seed).sum(), [x, *parameters]),
+        torch.autograd.grad((expected * seed).sum(), [x, *parameters]),
+        strict=True,
+    ):
+        assert close(ours, theirs)
+
+
+@given(layers_and_inputs())
+def test_mean_spectral_norm_uses_the_running_mean_in_evaluation(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    norm = MeanSpectralNorm(layer)
+    norm(x)
+    norm.eval()
+    _, mean = direct(norm, x)
+    bare, _ = direct(norm, x)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    assert close(norm(x), bare + mean.view(shape) - norm.running_mean.view(shape))
+    assert close(norm(x)[:1], norm(x[:1]))  # an image's output no longer depends on the others
+
+
+@given(layers_and_inputs())
+def test_output_of_mean_spectral_norm_has_mean_m(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    norm = MeanSpectralNorm(layer)
+    with torch.no_grad():
+        norm.m.normal_()
+    output = norm(x)
+    assert close(output.mean([d for d in range(output.dim()) if d != 1]), norm.m, 1e-11)
+
+
+@given(layers_and_inputs())
+def test_spectral_norm_makes_the_largest_singular_value_one(case: tuple[nn.Module, Tensor]) -> None:
+    layer, _ = case
+    norm = SpectralNorm(layer)
+    norm.iterate(3000)
+    weight = norm.weight()
+    matrix = weight.transpose(0, 1).flatten(1) if isinstance(layer, nn.ConvTranspose2d) else weight.flatten(1)
+    assert abs(float(torch.linalg.matrix_norm(matrix, 2)) - 1) < 1e-4  # a close second singular value slows convergence
+
+
+@pytest.mark.parametrize("scale", [4.0, 1e-3, 1e6])
+def test_spectral_norm_of_scaled_identity_is_the_scale(scale: float) -> None:
+    layer = nn.Linear(5, 5).double()
+    with torch.no_grad():
+        layer.weight.copy_(scale * torch.eye(5).double())
+    assert float(SpectralNorm(layer).sigma()) == pytest.approx(scale, rel=1e-12)
+
+
+def test_gradient_of_spectral_norm_is_equation_9() -> None:
+    layer = nn.Linear(4, 3, bias=False).double()
+    norm = SpectralNorm(layer)
+    norm.iterate(200)
+    upstream = torch.randn(3, 4).double()
+    (gradient,) = torch.autograd.grad((norm.weight() * upstream).sum(), layer.weight)
+    u, _, v = torch.linalg.svd(layer.weight.detach())
+    sigma = torch.linalg.matrix_norm(layer.weight.detach(), 2)
+    normalised = layer.weight.detach() / sigma
+    expected = (upstream - (upstream * normalised).sum() * torch.outer(u[:, 0], v[0])) / sigma
+    assert close(gradient, expected, 1e-9)
+
+
+def test_gradient_at_the_preactivation_is_equation_10() -> None:
+    # A 1x1 convolution with weight 1 is h = g, so the gradient of its input is that of h.
+    layer = nn.Conv2d(1, 1, 1).double()
+    with torch.no_grad():
+        layer.weight.fill_(1)
+    g = torch.randn(4, 1, 3, 3).double().requires_grad_()
+    upstream = torch.randn(4, 1, 3, 3).double()
+    (gradient,) = torch.autograd.grad((MeanSpectralNorm(layer)(g) * upstream).sum(), g)
+    assert close(gradient, upstream - upstream.mean())
+
+
+def test_all_zero_weight_stays_zero_and_finite() -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    nn.init.zeros_(layer.weight)
+    assert torch.equal(SpectralNorm(layer).weight(), torch.zeros_like(layer.weight))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(2, 3, 3), lambda: nn.ConvTranspose2d(2, 3, 2), lambda: nn.Linear(6, 4)])
+def test_double_backward(norm: str, make) -> None:
+    torch.manual_seed(0)
+    layer = make().double()
+    module = normalize(layer, norm, twice_differentiable=True).double()
+    x = torch.randn(3, 6) if isinstance(layer, nn.Linear) else torch.randn(3, 2, 4, 4)
+    for buffer in module.buffers():  # finite differences call the module many times: the running averages must not matter
+        buffer.requires_grad_(False)
+    assert torch.autograd.gradgradcheck(lambda t: module(t).sigmoid(), x.double().requires_grad_(), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+def test_state_dict_round_trip_gives_the_same_output(norm: str) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    first = normalize(nn.Conv2d(3, 5, 3), norm)
+    first(x)
+    iterate_spectral_norms(first)
+    second = normalize(nn.Conv2d(3, 5, 3), norm)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+@pytest.mark.parametrize("norm", ["batch", "spectral", "mean_spectral"])
+def test_bf16_autocast_and_channels_last_stay_close_to_float32(norm: str) -> None:
+    torch.manual_seed(0)
+    module = normalize(nn.Conv2d(8, 16, 4, 2, 1), norm)
+    x = torch.randn(8, 8, 16, 16) + 3  # a mean that bf16 sums would lose
+    expected = module(x)
+    assert close(module.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last)), expected, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = module(x.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert float((output.float() - expected).abs().mean() / expected.abs().mean()) < 0.02
+
+
+def test_power_iteration_runs_only_when_asked() -> None:
+    module = normalize(nn.Conv2d(3, 5, 3), "mean_spectral")
+    before = module.u.clone()
+    module(torch.randn(2, 3, 8, 8))
+    assert torch.equal(module.u, before)
+    with torch.no_grad():
+        module.layer.weight.normal_()
+    iterate_spectral_norms(module)
+    assert not torch.equal(module.u, before)
+
+
+def test_batch_norm_is_torchs_own_in_one_process() -> None:
+    ours, theirs = BatchNorm(3), nn.BatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5)
+    assert torch.equal(ours(x), theirs(x))
+    assert {k: v.tolist() for k, v in ours.state_dict().items()} == {k: v.tolist() for k, v in theirs.state_dict().items()}
+
+
+def test_a_single_value_per_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than one value"):
+        MeanSpectralNorm(nn.Linear(3, 2))(torch.randn(1, 3))
+
+
+def test_output_layer_is_never_centred() -> None:
+    assert type(normalize(nn.Linear(3, 1), "mean_spectral", output=True)) is SpectralNorm
+    assert type(normalize(nn.Linear(3, 1), "batch", output=True)) is nn.Linear
+
+
+def test_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected none, batch, spectral or mean_spectral"):
+        normalize(nn.Linear(3, 1), "layer")

@@ -1,0 +1,93 @@
+"""A run does not depend on the number of its processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY
+from tests.workers import config_of, run_together, train_and_save
+
+CASES = {
+    "sn": ["model.discriminator.norm=spectral"],
+    "msn": ["model.discriminator.norm=mean_spectral"],
+    "msn joint": ["model.discriminator.norm=mean_spectral", "training.d_batches=joint"],
+    "msn accumulated": ["model.discriminator.norm=mean_spectral", "training.accumulation=2"],
+    "msn in g": ["model.discriminator.norm=spectral", "model.generator.norm=mean_spectral"],
+    "wgan-gp": ["model.discriminator.norm=none", "loss.name=wgan-gp", "training.d_steps=2"],
+    "wgan-gp bn": ["model.discriminator.norm=batch", "loss.name=wgan-gp", "training.d_steps=2", "data.flip=true"],
+}
+
+
+def results(arguments: list[str], processes: int, steps: int, out: Path) -> list[dict]:
+    out.mkdir()
+    run_together(processes, train_and_save, config_of([*TINY, "model.generator.norm=batch", *arguments]), steps, out)
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+# What cancels in exact arithmetic (a bias before BatchNorm; nearly, D's last bias) is rounding noise, of which no relative
+# error can be asked: errors below this part of the largest gradient of the same network do not count.
+NOISE = {"fp64": 1e-13, "fp32": 1e-6}
+# One D update (a second one would start from weights that Adam's first step, +-lr for any gradient however small, has
+# moved apart), with initial weights large enough for a network of 4 channels to pass a signal.
+ONE_STEP = ["training.d_steps=1", "model.init_std=0.2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", NOISE)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradients_of_one(case: str, precision: str, tmp_path: Path) -> None:
+    arguments = [*CASES[case], *ONE_STEP, f"training.precision={precision}"]
+    one = results(arguments, 1, 1, tmp_path / "1")[0]["gradients"]
+    first, second = results(arguments, 2, 1, tmp_path / "2")
+    assert one.keys() == first["gradients"].keys()
+    for name, gradient in one.items():
+        largest = max(float(g.norm()) for other, g in one.items() if other[0] == name[0])
+        assert torch.equal(first["gradients"][name], second["gradients"][name])
+        error = float((first["gradients"][name] - gradient).norm())
+        assert error < 1e-5 * float(gradient.norm()) + NOISE[precision] * largest, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_stay_with_one_over_twenty_steps(case: str, tmp_path: Path) -> None:
+    arguments = [*CASES[case], "training.precision=fp64"]
+    one = results(arguments, 1, 20, tmp_path / "1")[0]
+    first, second = results(arguments, 2, 20, tmp_path / "2")
+    for name in one["outputs"]:
+        assert distance(first["outputs"][name], one["outputs"][name]) < 1e-6, name
+    assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in one["weights"])
+
+
+@pytest.mark.slow
+def test_launched_by_accelerate_as_the_readme_says(tmp_path: Path) -> None:
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "train.py",
+    ]  # fmt: skip
+    arguments = [*TINY, f"run.dir={tmp_path}", "run.name=two", "training.steps=2", "model.discriminator.norm=spectral"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu" in done.stderr
+    assert done.stdout.count("checkpoint:") == 1  # one process speaks
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "train.py", f"run.dir={tmp_path}"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "not connected" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,138 @@
+"""What tests run in processes of its own: several that train together, and some that are killed."""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gan.checkpoints
+import train as program
+from gan import cli
+from gan.config import Config, load_config
+from gan.data import BatchStream, Share, load_images
+from gan.processes import make_accelerator
+from gan.runs import resolve
+from gan.updates import Job, build_players, train_step
+
+# A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.workers", "gan.training", "sklearn.datasets"])
+
+
+def run_together(processes: int, function: Callable[..., None], *arguments: Any) -> None:
+    """``function(*arguments)`` in connected processes, as accelerate's launcher starts them; on the CPU, through gloo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    workers = []
+    for rank in range(processes):
+        environment = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        if processes == 1:
+            environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+        worker = _context.Process(target=_in_environment, args=(environment, function, arguments))
+        worker.start()
+        workers.append(worker)
+    for worker in workers:
+        worker.join(300)
+    assert [worker.exitcode for worker in workers] == [0] * processes
+
+
+def _in_environment(environment: dict[str, str], function: Callable[..., None], arguments: Sequence[Any]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def train_and_save(config: Config, steps: int, out: Path) -> None:
+    """Runs ``steps`` steps and saves gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
+    accelerator = make_accelerator()
+    images = load_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
+    memory = images.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    players = build_players(config, job.device)
+    for step in range(steps):
+        train_step(players, stream, step, job)
+    generator, discriminator = players.generator, players.discriminator
+    gradients = {
+        f"{player}.{name}": p.grad
+        for player, network in (("g", generator), ("d", discriminator))
+        for name, p in network.named_parameters()
+        if p.grad is not None
+    }
+    weights = {**generator.state_dict(prefix="g."), **discriminator.state_dict(prefix="d.")}
+    with torch.no_grad():
+        real = memory[:16].to(job.dtype) / 127.5 - 1
+        z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=job.dtype).view(16, -1)
+        outputs = {"images": generator.eval()(z), "scores": discriminator.eval()(real)}
+    torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")
+
+
+def config_of(arguments: Sequence[str]) -> Config:
+    return load_config(program.DEFAULT, arguments)
+
+
+def train_and_die(arguments: list[str], at: int) -> None:
+    """``train.py`` with ``arguments``, killed by SIGKILL at the ``at``-th time that it touches the disk.
+
+    Half way through the writing of a file, before each sync, rename, removal and line of metrics. Exits with 99 when
+    there are fewer such moments.
+    """
+    count = 0
+
+    def reached() -> bool:
+        nonlocal count
+        count += 1
+        return count == at
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if reached():
+                die()
+            return function(*args, **kwargs)
+
+        return call
+
+    write_synced = gan.checkpoints.write_synced
+
+    def write_half(path: Path, content: bytes) -> None:
+        if reached():
+            path.write_bytes(content[: len(content) // 2])
+            die()
+        write_synced(path, content)
+
+    gan.checkpoints.write_synced = write_half
+    for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "write"):
+        setattr(os, name, deadly(getattr(os, name)))
+    torch.set_num_threads(1)
+    code = cli.run(lambda: program.main(arguments))
+    os._exit(99 if code == 0 else code)
+
+
+def train_to_the_end(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    os._exit(cli.run(lambda: program.main(arguments)))
+
+
+def in_process(function: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
+    """The exit code of ``function`` in a process of its own, negative for a signal; killed after some seconds if asked."""
+    worker = _context.Process(target=function, args=arguments)
+    worker.start()
+    worker.join(kill_after if kill_after is not None else 300)
+    if worker.is_alive():
+        worker.kill()
+        worker.join()
+    assert worker.exitcode is not None
+    return worker.exitcode
