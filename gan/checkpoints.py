@@ -190,14 +190,19 @@ def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
 
     Raises UserError when there are checkpoints and all are damaged.
     """
-    folders = steps(root)
-    for folder in reversed(folders):
+    damaged: list[str] = []
+    for folder in reversed(steps(root)):
         try:
-            return load(folder)
+            checkpoint = load(folder)
         except UserError as error:
-            report(f"{error} Trying the one before.")
-    if folders:
-        raise UserError(f"{root}: no whole checkpoint left. Set another run.name to start anew, or restore one from a copy.")
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            report(f"{message} Going on from step {checkpoint.step} instead.")
+        return checkpoint
+    if damaged:
+        reasons = " ".join(damaged)
+        raise UserError(f"no whole checkpoint left. {reasons} Set another run.name to start anew, or restore one from a copy.")
     return None
 
 
@@ -207,7 +212,7 @@ def newest_folder(root: Path, report: Callable[[str], None], name: str) -> Path 
         try:
             load_weights(folder, name)
         except UserError as error:
-            report(f"{error} Trying the one before.")
+            report(f"{error} Trying the one before it.")
         else:
             return folder
     return None

@@ -52,8 +52,8 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        names = (p.relative_to(root).as_posix() for p in _walk(root) if _is_image_name(p.name))
-        self.names = sorted(names)
+        names = (path.relative_to(root).as_posix() for path in _walk(root))
+        self.names = sorted(filter(_is_image_name, names))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -293,11 +293,12 @@ class BatchStream:
         """Which image stands at each of this process's positions: every epoch is one permutation of all."""
         positions, size = self.share.positions(update), len(self.images)
         epochs = positions // size
-        for epoch in np.unique(epochs):
-            if epoch not in self._epochs:
-                self._epochs = {e: order for e, order in self._epochs.items() if e >= epoch - 1}
-                self._epochs[int(epoch)] = keyed.permutation(self.config.seed, "order", int(epoch), size)
-        return np.array([self._epochs[int(e)][p % size] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64)
+        orders = {}
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+            order = self._epochs.get(epoch)
+            orders[epoch] = keyed.permutation(self.config.seed, "order", epoch, size) if order is None else order
+        self._epochs = orders
+        return np.array([orders[int(e)][p % size] for e, p in zip(epochs, positions, strict=True)], dtype=np.int64)
 
     def batch(self, update: int) -> Tensor:
         """This process's real images of a D ``update``: (local batch, C, S, S) float32 in [-1, 1], on the device."""

@@ -12,6 +12,9 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+_WORTH_A_LINE = 1.0  # seconds that a task must have taken for its end to be told
+
+
 class Progress:
     """Steps done of a number of steps, with rate, time left and a few values."""
 
@@ -32,7 +35,8 @@ class Progress:
                 self._bar.set_postfix_str(values, refresh=False)
         elif self.shown and (values or self.done == self.total):
             now = time.monotonic()
-            if now - self._last_line >= self.every_seconds or self.done == self.total:
+            ending = self.done == self.total and now - self._began >= _WORTH_A_LINE
+            if now - self._last_line >= self.every_seconds or ending:
                 self._last_line = now
                 rate = (self.done - self._start) / max(now - self._began, 1e-9)
                 left = (self.total - self.done) / rate

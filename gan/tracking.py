@@ -28,7 +28,7 @@ def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
     if wandb == "online":
         import wandb as library
 
-        if not library.api.api_key:
+        if not library.login(prompt=False, verify=False):  # asks no server: one that is away would stall the start
             raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
 
 

@@ -85,7 +85,12 @@ def test_launched_by_accelerate_as_the_readme_says(tmp_path: Path) -> None:
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
     environment = {**os.environ, "WORLD_SIZE": "2"}
     done = subprocess.run(
-        [sys.executable, "train.py", f"run.dir={tmp_path}"], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "train.py", f"run.dir={tmp_path}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

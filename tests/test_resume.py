@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert command(arguments) == 0
     errors = capsys.readouterr().err
     assert "step-00000004: generator.safetensors has" in errors
-    assert "Trying the one before." in errors
+    assert "Going on from step 2 instead." in errors
     assert "from step 2 to 4" in errors
     aside = run / "checkpoints" / "damaged-step-00000004"
     assert (aside / "generator.safetensors").exists()  # set aside, not lost
@@ -159,7 +159,9 @@ def test_no_whole_checkpoint_left_is_said_and_nothing_is_lost(
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("name", ["generator.safetensors", "discriminator.safetensors", "ema.safetensors", "optimizers.pt", "config.yaml"])
+@pytest.mark.parametrize(
+    "name", ["generator.safetensors", "discriminator.safetensors", "ema.safetensors", "optimizers.pt", "config.yaml"]
+)
 def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_noticed(finished_run: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "step-00000004"
     subprocess.run(["cp", "-r", str(finished_run / "checkpoints" / "step-00000004"), str(folder)], check=True)

@@ -1,0 +1,263 @@
+"""Data sets, their formats, and the step-keyed stream."""
+
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gan import data, keyed
+from gan.config import Config, Data, Training
+from gan.data import BatchStream, Images, Share, load_images
+from gan.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def png(pixels: np.ndarray, mode: str | None = None, format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def colours(count: int, size: int = 32) -> list[np.ndarray]:
+    """Images that tell which they are."""
+    return [np.full((size, size, 3), (i, 255 - i, 7), np.uint8) for i in range(count)]
+
+
+def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Data:
+    for name, content in files.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return Data(name="folder", path=str(tmp_path / "images"))
+
+
+def zip_of(tmp_path: Path, files: dict[str, bytes]) -> Data:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return Data(name="folder", path=str(tmp_path / "images.zip"))
+
+
+def decoded(images: Images) -> torch.Tensor:
+    return images.to_memory(lambda items, _total, _what: items)
+
+
+@pytest.mark.parametrize("make", [folder_of, zip_of])
+def test_class_folders_hidden_files_and_other_files(make, tmp_path: Path) -> None:
+    pictures = colours(4)
+    source = make(
+        tmp_path,
+        {
+            "b/2.png": png(pictures[2]), "b/1.jpeg": png(pictures[1], format="JPEG", quality=100, subsampling=0),
+            "a/0.bmp": png(pictures[0], format="BMP"), "3.WEBP": png(pictures[3], format="WEBP", lossless=True),
+            "notes.txt": b"text", "a/.hidden.png": b"?", "__MACOSX/b/2.png": b"?",
+        },
+    )  # fmt: skip
+    found = decoded(load_images(source))
+    assert found.shape == (4, 3, 32, 32)
+    assert [int(image[0].float().mean().round()) for image in found] == [3, 0, 1, 2]  # in the order of their paths
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "grey"),
+    [
+        ("grey", png(np.full((32, 32), 100, np.uint8)), True),
+        ("one bit", png(np.full((32, 32), 255, np.uint8), "1"), True),
+        ("16 bit", png(np.full((32, 32), 100 * 256 + 9, np.uint16)), True),
+        ("colour", png(np.full((32, 32, 3), 100, np.uint8)), False),
+        ("palette", png(np.full((32, 32, 3), 100, np.uint8), "P"), False),
+        ("transparent", png(np.full((32, 32, 4), 100, np.uint8)), False),
+        ("cmyk", png(np.full((32, 32, 3), 100, np.uint8), "CMYK", "JPEG", quality=100), False),
+    ],
+)
+def test_every_kind_of_pixel_becomes_grey_or_colour(name: str, content: bytes, grey: bool, tmp_path: Path) -> None:
+    source = zip_of(tmp_path, {"a.png": content})
+    images = load_images(source)
+    assert images.channels == (1 if grey else 3)
+    expected = 255 if name == "one bit" else 100
+    for channels in (1, 3):
+        pixels = decoded(Images(images.source, size=32, channels=channels))
+        assert pixels.shape == (1, channels, 32, 32)
+        coarse = 60 if name == "palette" else 3  # a palette of 216 colours; what JPEG rounds
+        assert (pixels.int() - expected).abs().max() <= coarse, name
+
+
+def test_larger_images_are_scaled_by_the_shorter_side_and_centre_cropped(tmp_path: Path) -> None:
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, 64:128] = 255  # the middle third
+    assert decoded(load_images(folder_of(tmp_path, {"a.png": png(wide)}))).float().mean() > 250
+
+
+def test_orientation_of_a_photograph_is_obeyed(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.concatenate([np.zeros((16, 32, 3), np.uint8), np.full((16, 32, 3), 255, np.uint8)]))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # upside down
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", exif=exif)
+    pixels = decoded(load_images(folder_of(tmp_path, {"a.png": buffer.getvalue()})))
+    assert pixels[0, :, :16].min() == 255
+    assert pixels[0, :, 16:].max() == 0
+
+
+def test_digits_are_1797_grey_images_that_use_the_whole_range() -> None:
+    images = load_images(Data())
+    pixels = decoded(images)
+    assert pixels.shape == (1797, 1, 32, 32)
+    assert (int(pixels.min()), int(pixels.max())) == (0, 255)
+
+
+def test_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
+    first, second = colours(2)
+    prints = []
+    for number, files in enumerate([{"a.png": png(first)}, {"a.png": png(second)}, {"b.png": png(first)}]):
+        (tmp_path / str(number)).mkdir()
+        prints.append(load_images(zip_of(tmp_path / str(number), files)).fingerprint())
+    assert len(set(prints)) == 3
+    (tmp_path / "again").mkdir()
+    assert load_images(zip_of(tmp_path / "again", {"a.png": png(first)})).fingerprint() == prints[0]
+
+
+def test_mnist_files_are_read(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(
+            bytes([0, 0, 8, 3]) + np.array([2, 28, 28], ">i4").tobytes() + pixels.tobytes()
+        )
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([2], ">i4").tobytes() + bytes([3, 4]))
+    images = load_images(Data(name="mnist", path=str(tmp_path)))
+    assert np.array_equal(images.source.images, pixels)
+    assert decoded(images).shape == (2, 1, 32, 32)
+
+
+def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.io import savemat
+    from torchvision import datasets
+
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 4), dtype=np.uint8)  # as in SVHN: the image comes last
+    file = tmp_path / "test_32x32.mat"
+    savemat(file, {"X": pixels, "y": np.array([[1], [2], [10], [3]], np.uint8)})
+    checksum = datasets.utils.calculate_md5(file)
+    monkeypatch.setattr(datasets.SVHN, "split_list", {"test": ["nowhere", file.name, checksum]})
+    found = decoded(load_images(Data(name="svhn", split="test", path=str(tmp_path))))
+    assert torch.equal(found, torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    base = tmp_path / kind.base_folder
+    base.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+    labels = {"labels": [0, 1, 2], "fine_labels": [0, 1, 2]}
+    (base / "part").write_bytes(pickle.dumps({"data": pixels.reshape(3, -1), **labels}))
+    meta = {"label_names": list("abc"), "fine_label_names": list("abc")}
+    (base / kind.meta["filename"]).write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr(kind, "test_list", [["part", datasets.utils.calculate_md5(base / "part")]])
+    monkeypatch.setattr(kind, "train_list", [])
+    monkeypatch.setitem(kind.meta, "md5", datasets.utils.calculate_md5(base / kind.meta["filename"]))
+    found = decoded(load_images(Data(name=name, split="test", path=str(tmp_path))))
+    assert torch.equal(found, torch.from_numpy(pixels))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"])
+def test_without_a_network_the_error_names_the_place(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import urllib.error
+    import urllib.request
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(UserError, match=rf"not found at {tmp_path}.*could not be downloaded.*Put .* there") as caught:
+        load_images(Data(name=name, path=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+def stream(source: Images, *, memory: bool, processes: int = 1, rank: int = 0, flip: bool = False, size: int = 6) -> BatchStream:
+    config = Config(data=Data(flip=flip, workers=1), training=Training(batch_size=size))
+    share = Share.of(config, rank=rank, processes=processes)
+    return BatchStream(source, decoded(source) if memory else None, config=config, share=share, device=CPU)
+
+
+def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: Path) -> None:
+    source = load_images(zip_of(tmp_path, {f"{i}.png": png(p) for i, p in enumerate(colours(10))}))
+    held = stream(source, memory=True, flip=True)
+    streamed = stream(source, memory=False, flip=True)
+    for update in (0, 1, 2, 3, 7, 8, 2):  # on, a jump, and back
+        assert torch.equal(held.batch(update), streamed.batch(update))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
+def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -> None:
+    config = Config(seed=seed, training=Training(batch_size=size))
+    source = Images(data.ArraySource(np.zeros((images, 32, 32), np.uint8)), size=32, channels=1)
+    whole = BatchStream(source, None, config=config, share=Share.of(config, rank=0, processes=1), device=CPU)
+    order = np.concatenate([whole._indices(update) for update in range(-(-3 * images // size))])
+    for epoch in range(3):
+        assert sorted(order[epoch * images : (epoch + 1) * images]) == list(range(images))
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 50))
+def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int, width: int, update: int) -> None:
+    size = processes * parts * width
+    whole = Share(batch_size=size, parts=1, rank=0, processes=1).positions(update)
+    shares = [Share(batch_size=size, parts=parts, rank=r, processes=processes).positions(update) for r in range(processes)]
+    for part in range(parts):  # also micro-batch by micro-batch
+        joined = np.concatenate([share.reshape(parts, -1)[part] for share in shares])
+        assert np.array_equal(joined, whole.reshape(parts, -1)[part])
+
+
+def test_flips_are_drawn_for_each_image() -> None:
+    ramp = np.tile(np.arange(32, dtype=np.uint8) * 8, (64, 32, 1))
+    source = Images(data.ArraySource(ramp), size=32, channels=1)
+    batch = stream(source, memory=True, flip=True, size=64).batch(0)
+    flipped = batch[:, 0, 0, 0] > 0
+    assert 16 < int(flipped.sum()) < 48
+    assert torch.equal(batch[flipped][0].flip(2), batch[~flipped][0])
+
+
+def test_pixels_become_minus_one_to_one() -> None:
+    source = Images(
+        data.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)])), size=32, channels=1
+    )
+    values = stream(source, memory=True, size=2).batch(0)
+    assert sorted(values[:, 0, 0, 0].tolist()) == [-1.0, 1.0]
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.integers(1, 20), st.integers(1, 9))
+def test_a_slice_of_keyed_numbers_is_the_slice_of_all(seed: int, start: int, count: int, width: int) -> None:
+    whole = keyed.normal(seed, "test", 0, start + count, width)
+    assert np.array_equal(keyed.normal(seed, "test", start, count, width), whole[start:])
+    assert not np.array_equal(keyed.normal(seed, "other", start, count, width), whole[start:])
+
+
+def test_keyed_numbers_have_their_distributions() -> None:
+    from scipy.stats import kstest
+
+    assert kstest(keyed.normal(1, "test", 0, 2000, 7).ravel(), "norm").pvalue > 0.01
+    numbers = keyed.uniform(1, "test", 0, 20000)
+    assert kstest(numbers.ravel(), "uniform").pvalue > 0.01
+    assert numbers.min() > 0
+    assert numbers.max() <= 1
+    assert abs(np.corrcoef(keyed.normal(1, "test", 0, 5000, 4).T) - np.eye(4)).max() < 0.06
+
+
+def test_real_cifar10_and_mnist_are_read(data_folder: Path) -> None:
+    for name, channels, level in (("cifar10-test.zip", 3, 120), ("mnist-test.zip", 1, 33)):
+        images = load_images(Data(name="folder", path=str(data_folder / name)))
+        assert (len(images), images.channels) == (10_000, channels)
+        sample = torch.stack([images[i] for i in range(0, 10_000, 100)])
+        assert abs(float(sample.float().mean()) - level) < 10

@@ -1,0 +1,69 @@
+"""The walls of the house: imports go one way, as DESIGN.md draws them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEAVES = {"gan.errors", "gan.files", "gan.keyed", "gan.progress"}  # import nothing of the project; all may use them
+ALLOWED = {
+    "gan.errors": set(),
+    "gan.files": set(),
+    "gan.keyed": set(),
+    "gan.progress": set(),
+    "gan.norms": set(),
+    "gan.losses": set(),
+    "gan.config": set(),
+    "gan.tracking": set(),
+    "gan.checkpoints": set(),
+    "gan.sampling": set(),
+    "gan.cli": set(),
+    "gan.networks": {"gan.norms", "gan.config"},
+    "gan.data": {"gan.config"},
+}
+ANY_OF_GAN = {"gan", "gan.__main__", "gan.generators", "gan.processes", "gan.runs", "gan.training", "gan.updates"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def project_imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inside if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            found |= modules or {node.module}
+    return {name for name in found if name.split(".")[0] in ("gan", "eval", "study", "benchmarks", "train", "tests")}
+
+
+MODULES = sorted((ROOT / "gan").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_go_one_way(path: Path) -> None:
+    name, imports = module_name(path), project_imports(path)
+    if name in ANY_OF_GAN:
+        assert all(module.split(".")[0] == "gan" for module in imports)
+    else:
+        assert imports <= ALLOWED[name] | LEAVES, f"{name} may not import {imports - ALLOWED[name] - LEAVES}"
+
+
+def test_eval_is_never_imported_by_its_bare_name() -> None:
+    for path in [*ROOT.glob("*.py"), *(ROOT / "gan").glob("*.py"), *(ROOT / "tests").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert all(alias.name != "eval" for alias in node.names), f"{path}: hides the builtin"
+
+
+def test_a_forbidden_import_would_be_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "norms.py"
+    file.write_text("from gan import training\nfrom gan.config import Config\nimport torch\n")
+    assert project_imports(file) == {"gan.training", "gan.config"}

@@ -1,0 +1,87 @@
+"""metrics.jsonl is always whole lines; wandb and TensorBoard get the same numbers and pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gan.tracking import Tracker, truncate_metrics
+from tests.conftest import command
+
+Tiny = Callable[..., list[str]]
+
+
+def tracker(folder: Path, step: int = 0, **options: object) -> Tracker:
+    settings = {"settings": {}, "wandb": "off", "project": "test", "tensorboard": False, **options}
+    return Tracker(folder, step, **settings)
+
+
+def test_lines_after_the_checkpoint_and_half_lines_are_written_again(tmp_path: Path) -> None:
+    with tracker(tmp_path) as first:
+        for step in range(1, 6):
+            first.log(step, {"loss": step / 2})
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    truncate_metrics(path, 99)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    with tracker(tmp_path, 3) as second:
+        second.log(4, {"loss": 7.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()][-2:] == [
+        {"step": 3, "loss": 1.5},
+        {"step": 4, "loss": 7.0},
+    ]
+
+
+def test_numbers_that_are_not_finite_are_no_json(tmp_path: Path) -> None:
+    with tracker(tmp_path) as writer, pytest.raises(ValueError, match="JSON"):
+        writer.log(1, {"loss": float("nan")})
+
+
+def test_every_line_of_a_run_has_its_losses_scores_gradients_and_rate(finished_run: Path) -> None:
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    expected = {
+        "step", "d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm", "d_lr", "g_lr", "images_per_second", "seconds",
+    }  # fmt: skip
+    assert all(line.keys() == expected for line in lines)
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_numbers_of_metrics_and_the_pictures(tiny: Tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for steps in (2, 4):  # stopped and gone on
+        assert command(tiny(f"training.steps={steps}", "checkpoint.every=2", "samples.every=2", "tracking.tensorboard=true")) == 0
+    run = tmp_path / "runs" / "tiny"
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("d_loss")] == [
+        (line["step"], line["d_loss"]) for line in lines
+    ]
+    assert [e.step for e in events.Images("samples")] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_the_run_without_a_network(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    for steps in (2, 4):
+        assert command(tiny(f"training.steps={steps}", "samples.every=2", "tracking.wandb=offline")) == 0
+    run = tmp_path / "runs" / "tiny"
+    records = list((run / "wandb").glob("offline-run-*/*.wandb"))
+    identity = (run / "wandb-id").read_text()
+    assert len(records) == 2
+    assert all(identity in record.name for record in records)  # both parts belong to one run
+    assert all(b"d_grad_norm" in record.read_bytes() for record in records)
+    assert list((run / "wandb").glob("offline-run-*/files/media/images/samples_*.png"))
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gan.tracking.find_spec", lambda _name: None)
+    for setting, name in (("tracking.wandb=offline", "wandb"), ("tracking.tensorboard=true", "TensorBoard")):
+        assert command(tiny(setting)) == 2
+        assert f"{name} is not installed" in capsys.readouterr().err
