@@ -68,7 +68,7 @@ class FiniteCheck:
         first = int(accelerator.gather(self._first.unsqueeze(0)).min())
         if first != torch.iinfo(torch.int64).max:
             raise TrainingDivergedError(
-                f"losses or gradients are not finite since step {first}. The last checkpoint is from before that."
+                f"losses or gradients are not finite since step {first}. Checkpoints are from before that."
                 " Try lower learning rates (optimizer.d_lr, optimizer.g_lr), another norm, or training.precision=fp32."
             )
 

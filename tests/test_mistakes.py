@@ -65,6 +65,7 @@ def state(folder: Path) -> dict[str, str]:
     }
 
 
+AGAIN = ["--config", "{}/runs/old/config.yaml", "training.steps=9"]
 FOLDER = ["data.name=folder", "data.channels=null"]
 # Arguments ({} is the world's folder) and words of the one line that must come.
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -83,7 +84,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "configuration is a list": (["--config", "{}/list.yaml"], "list.yaml"),
     "configuration is not YAML": (["--config", "{}/broken.yaml"], "not YAML"),
     "unknown key in a configuration": (["--config", "{}/unknown.yaml"], "unknown.yaml: Key 'widht' is not a setting"),
-    "image size": (["data.image_size=30"], "must be a multiple of 8 from 32 up (the generator doubles a grid three times). Try 32."),
+    "image size": (["data.image_size=30"], "must be a multiple of 8 from 32 up (the generator doubles"),
     "batch size 0": (["training.batch_size=0"], "must be at least 1"),
     "batch of one with msn": (["training.batch_size=1"], "needs at least 2"),
     "accumulation": (["training.accumulation=3"], "must divide training.batch_size=8"),
@@ -103,8 +104,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "another configuration": (["run.name=old", "seed=5"], "holds a run with other settings (seed: 0 -> 5"),
     "another folder's content": (["run.name=foreign"], "is not a run"),
     "run's folder is a file": (["run.name=file"], "file"),
-    "no checkpoint left": (["--config", "{}/runs/ruined/config.yaml", "run.name=ruined", "training.steps=9"], "no whole checkpoint left"),
-    "other images": (["--config", "{}/runs/other_images/config.yaml", "run.name=other_images", "training.steps=9"], "its images are not those"),
+    "no checkpoint left": ([*AGAIN, "run.name=ruined"], "no whole checkpoint left"),
+    "other images": ([*AGAIN, "run.name=other_images"], "its images are not those"),
     "no write permission": (["run.dir=/proc/nowhere"], "Set run.dir to a folder that can"),
     "scoring is not there": (["evaluation.every=5"], "evaluation.every"),
 }  # fmt: skip

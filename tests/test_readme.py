@@ -1,0 +1,117 @@
+"""Every command of the README is run: here, or by .ci/run."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+BY_CI = ("make train", "make test")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, finished_run: Path) -> Path:
+    """A folder that looks like a checkout in which `make train` has run."""
+    for name in ("train.py", "configs", "gan"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(finished_run, tmp_path / "runs" / "digits_msngan")
+    (tmp_path / "PATH_TO_IMAGES").mkdir()
+    for index in range(4):
+        Image.fromarray(np.full((70, 80, 3), index, np.uint8)).save(tmp_path / "PATH_TO_IMAGES" / f"{index}.png")
+    return tmp_path
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(words, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def small(words: list[str]) -> list[str]:
+    """The same command on a smaller scale: a few steps of a tiny network, or what it would run where the images are not here."""
+    if "--dry-run" in words:
+        return words
+    if any("cifar10" in word for word in words):
+        return [*words, "--dry-run"]
+    tiny = ["training.steps=2", "training.batch_size=8", "model.generator.channels=4", "model.discriminator.channels=4"]
+    # The run that went before in this folder has its own settings; a new name keeps them apart.
+    return [*words, *tiny, *([] if any(word.startswith("run.name=") for word in words) else ["run.name=small"])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in BY_CI])
+def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
+    words = shlex.split(command)
+    environment = {}
+    while "=" in words[0]:
+        key, _, value = words.pop(0).partition("=")
+        environment[key] = value
+    if words[0] == "python":
+        words = [sys.executable, *words[1:]]
+        workers = [run(small(words) if words[1] == "train.py" else words, checkout, environment)]
+    else:
+        assert words[:2] == ["accelerate", "launch"], f"not run by any test: {command}"
+        words = small([*LAUNCH, *words[2:]])
+        processes = words.index("--num_processes") + 1
+        machines = int(words[words.index("--num_machines") + 1])
+        words[processes] = "2"  # eight GPUs become two CPU processes, two machines two of one process each
+        environment["ACCELERATE_USE_CPU"] = "1"
+        words = [word.replace("MAIN_HOST", "127.0.0.1") for word in words]
+        workers = []
+        for machine in range(machines):
+            if machines > 1:
+                words = [
+                    str(machine) if before == "--machine_rank" else word
+                    for before, word in zip(["", *words], words, strict=False)
+                ]
+            workers.append(run(words, checkout, environment))
+    output = ""
+    for worker in workers:
+        output += worker.communicate(timeout=300)[0]
+        assert worker.returncode == 0, output
+        assert "Traceback" not in output
+    if "--dry-run" in words and words[0] == sys.executable:
+        assert "discriminator:  2,937,281 parameters (mean_spectral)" in output
+
+
+def test_what_only_ci_runs_is_run_by_ci() -> None:
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert [command for command in COMMANDS if command.startswith("make")] == list(BY_CI)
+    assert all(command in script for command in BY_CI)
+
+
+def test_python_of_the_readme_runs(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(checkout)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, torch.Tensor] = {}
+    exec(code, names)
+    assert names["images"].shape == (64, 1, 32, 32)
+
+
+def test_links_and_pictures_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_names_the_configurations_that_there_are() -> None:
+    named = set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+    assert named == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+
+
+def test_every_module_is_in_the_map_of_contributing() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    modules = {f"gan/{path.name}" for path in (ROOT / "gan").glob("*.py")} - {"gan/__init__.py"}
+    assert all(f"`{module}`" in text for module in modules)

@@ -1,0 +1,255 @@
+"""What one step does, and how the loop ends."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gan import checkpoints
+from gan.config import Config, load_config, set_value
+from gan.data import BatchStream, Share, load_images
+from gan.errors import TrainingDivergedError
+from gan.processes import FiniteCheck, make_accelerator
+from gan.runs import resolve
+from gan.updates import Job, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
+from tests.conftest import TINY, command
+from train import DEFAULT
+
+Tiny = Callable[..., list[str]]
+
+
+def start(*overrides: str) -> tuple[Players, BatchStream, Job]:
+    """A tiny run in float64, about to take its first step."""
+    config = load_config(DEFAULT, [*TINY, "training.precision=fp64", "model.init_std=0.2", *overrides])
+    accelerator = make_accelerator()
+    images = load_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
+    memory = images.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    return build_players(config, job.device), stream, job
+
+
+def gradients(network: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
+    for loss in ("sngan", "hinge", "wgan-gp"):
+        results = []
+        for parts in (1, 4):
+            # BatchNorm in G would see each micro-batch alone, which is another model; config.py warns.
+            players, stream, job = start(
+                f"training.accumulation={parts}",
+                f"loss.name={loss}",
+                "model.discriminator.norm=spectral",
+                "model.generator.norm=none",
+            )
+            train_step(players, stream, 0, job)
+            results.append({**gradients(players.discriminator), **{f"g.{k}": v for k, v in gradients(players.generator).items()}})
+        for name, gradient in results[0].items():
+            assert torch.allclose(results[1][name], gradient, rtol=1e-9, atol=1e-12), (loss, name)
+
+
+def test_joint_and_separate_batches_are_one_function_for_sn_and_two_for_msn() -> None:
+    for norm, same in (("none", True), ("spectral", True), ("batch", False), ("mean_spectral", False)):
+        players, stream, job = start(f"model.discriminator.norm={norm}")
+        real, fake = stream.batch(0).double(), players.generator(job.noise("d_noise", 0))
+        joint, separate = (torch.cat(score(players.discriminator, real, fake, joint=joint)) for joint in (True, False))
+        assert torch.allclose(joint, separate, rtol=1e-9) is same
+
+
+def test_separate_batches_of_msn_have_means_of_their_own() -> None:
+    players, stream, job = start("model.discriminator.norm=mean_spectral")
+    first = players.discriminator.layers[0]
+    for images in (stream.batch(0).double(), players.generator(job.noise("d_noise", 0))):
+        assert torch.allclose(first(images).mean((0, 2, 3)), first.m, atol=1e-12)
+
+
+def test_a_generator_update_with_joint_batches_completes_the_batch_with_real_images() -> None:
+    grads = []
+    for batches in ("joint", "separate"):
+        players, stream, job = start(f"training.d_batches={batches}", "model.discriminator.norm=mean_spectral")
+        real = stream.batch(0).double()
+        scores = players.discriminator(torch.cat([real, players.generator(job.noise("g_noise", 0))]))[len(real) :]
+        expected = float(nn.functional.softplus(-scores).mean())
+        metrics = update_generator(players, real, 0, job)
+        assert math.isclose(float(metrics["g_loss"]), expected, rel_tol=1e-9) is (batches == "joint")
+        grads.append(gradients(players.generator))
+    assert not torch.equal(grads[0]["layers.9.bias"], grads[1]["layers.9.bias"])
+
+
+def test_a_generator_update_leaves_the_discriminator_alone() -> None:
+    players, stream, job = start()
+    before = {k: v.clone() for k, v in players.discriminator.named_parameters()}
+    update_generator(players, stream.batch(0).double(), 0, job)
+    assert all(torch.equal(v, before[k]) for k, v in players.discriminator.named_parameters())
+    assert gradients(players.discriminator) == {}
+    assert all(p.requires_grad for p in players.discriminator.parameters())
+
+
+def test_a_discriminator_update_leaves_the_generator_alone_and_iterates_once() -> None:
+    players, stream, job = start("model.discriminator.norm=spectral")
+    norm = players.discriminator.layers[0]
+    matrix, u = norm.layer.weight.detach().flatten(1), norm.u.clone()
+    v = nn.functional.normalize(matrix.T @ u, dim=0)
+    expected = nn.functional.normalize(matrix @ v, dim=0)
+    update_discriminator(players, stream.batch(0).double(), torch.zeros(8, 1, 32, 32).double(), 0, job)
+    assert torch.allclose(norm.u, expected)
+    assert gradients(players.generator) == {}
+
+
+def test_all_fakes_of_a_step_come_from_one_pass() -> None:
+    players, stream, job = start("training.d_steps=3")
+    sizes: list[int] = []
+    players.generator.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    train_step(players, stream, 0, job)
+    assert sizes == [3 * 8, 8]
+
+
+def test_wgan_clips_and_only_wgan() -> None:
+    players, stream, job = start("loss.name=wgan", "loss.clip=0.01", "optimizer.name=rmsprop", "model.discriminator.norm=none")
+    train_step(players, stream, 0, job)
+    assert max(float(p.detach().abs().max()) for p in players.discriminator.parameters()) <= 0.01
+
+
+def test_linear_decay_reaches_zero_after_the_last_step() -> None:
+    players, stream, job = start("optimizer.decay=linear", "training.steps=4", "optimizer.d_lr=0.004", "optimizer.g_lr=0.4")
+    rates = []
+    for step in range(4):
+        train_step(players, stream, step, job)
+        rates.append((players.d_optimizer.param_groups[0]["lr"], players.g_optimizer.param_groups[0]["lr"]))
+    assert [d for d, _ in rates] == pytest.approx([0.004, 0.003, 0.002, 0.001])
+    assert [g for _, g in rates] == pytest.approx([0.4, 0.3, 0.2, 0.1])
+
+
+def test_the_average_of_a_constant_is_the_constant_and_of_a_jump_the_geometric_series() -> None:
+    source, average = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    for module, value in ((source, 1.0), (average, 0.0)):
+        nn.init.constant_(module.weight, value)
+        module.running_mean.fill_(value)
+    for update in range(1, 101):
+        update_average(average, source, update + 10**9, 0.9)  # long after the warm-up
+    assert float(average.weight.detach()) == pytest.approx(1 - 0.9**100)
+    assert float(average.running_mean) == pytest.approx(1 - 0.9**100)  # buffers too
+    update_average(average, source, 1, 0.999)
+    assert float(average.weight.detach()) > 0.8  # at first it follows: (1 + 1) / (10 + 1)
+
+
+def test_singular_vectors_of_the_average_are_those_of_its_own_weights() -> None:
+    players, stream, job = start("model.generator.norm=spectral", "training.ema_decay=0.9")
+    for step in range(30):
+        train_step(players, stream, step, job)
+    assert players.average is not None
+    for module in players.average.modules():
+        if hasattr(module, "sigma"):
+            matrix = module._matrix().detach()
+            assert float(module.sigma()) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=0.02)
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first, _, job = start("seed=7")
+    torch.manual_seed(2)
+    torch.rand(3)
+    second = build_players(job.config, job.device)
+    other = build_players(set_value(job.config, "seed", 8), job.device)
+    weights = [players.generator.state_dict()["layers.0.0.weight"] for players in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_first_step_that_is_not_finite_is_remembered() -> None:
+    health = FiniteCheck(torch.device("cpu"))
+    accelerator = make_accelerator()
+    for step, value in enumerate([1.0, float("nan"), 2.0, float("inf")], start=5):
+        health.note(step, {"a": torch.tensor(1.0), "b": torch.tensor(value)})
+        if step == 5:
+            health.require(accelerator)
+    with pytest.raises(TrainingDivergedError, match="not finite since step 6"):
+        health.require(accelerator)
+
+
+def test_a_diverging_run_stops_with_the_last_good_checkpoint_intact(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A critic without a bound and an absurd learning rate: finite for a few steps, then not.
+    wild = ["loss.name=wgan-gp", "model.discriminator.norm=none", "optimizer.d_lr=1", "checkpoint.every=1", "checkpoint.keep=1"]
+    assert command(tiny(*wild, "training.steps=200", "tracking.every=7")) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert "losses or gradients are not finite since step" in errors[-1]
+    assert "Traceback" not in "".join(errors)
+    run = tmp_path / "runs" / "tiny"
+    bad = int(errors[-1].split("since step ")[1].split(".")[0])
+    kept = checkpoints.newest(run / "checkpoints", print)
+    assert kept is not None
+    assert kept.step == bad - 1
+    assert all(value.isfinite().all() for network in kept.weights.values() for value in network.values())
+    assert all(json.loads(line)["step"] < bad for line in (run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_bf16_trains_with_weights_in_float32(tiny: Tiny, tmp_path: Path) -> None:
+    for loss in ("sngan", "wgan-gp"):
+        assert (
+            command(tiny("training.precision=bf16", f"loss.name={loss}", "training.steps=2", "checkpoint.every=2", name=loss))
+            == 0
+        )
+        saved = checkpoints.load(checkpoints.folder_of(tmp_path / "runs" / loss / "checkpoints", 2))
+        assert {value.dtype for network in saved.weights.values() for value in network.values()} <= {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+@pytest.mark.parametrize("loss", ["wgan-gp", "sngan", "hinge"])
+def test_every_norm_trains_under_every_loss_in_both_players(norm: str, loss: str) -> None:
+    players, stream, job = start(f"model.discriminator.norm={norm}", f"model.generator.norm={norm}", f"loss.name={loss}")
+    before = players.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"].clone()
+    metrics = [train_step(players, stream, step, job) for step in range(3)][-1]
+    assert all(value.isfinite() for value in metrics.values())
+    after = players.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"]
+    assert not torch.equal(before, after)
+
+
+def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -> None:
+    players, stream, job = start("model.discriminator.norm=mean_spectral", "optimizer.d_lr=2e-3")
+    losses = []
+    for update in range(40):
+        with torch.no_grad():
+            fake = players.generator(job.noise("d_noise", update))
+        losses.append(float(update_discriminator(players, stream.batch(update).double(), fake, update, job)["d_loss"]))
+    assert losses[-1] < 0.2 < losses[0]
+
+
+def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([*tiny("loss.name=wgan-gp"), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("latent_dim: 8", "parameters (mean_spectral)", "600 G updates", "precision: fp32", "writes to:", "warning:"):
+        assert words in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_configuration_that_a_run_saves_repeats_it(finished_run: Path, tmp_path: Path) -> None:
+    assert command(["--config", str(finished_run / "config.yaml"), f"run.dir={tmp_path}"]) == 0
+    assert (tmp_path / "run" / "samples" / "step-00000004.png").read_bytes() == (
+        finished_run / "samples" / "step-00000004.png"
+    ).read_bytes()
+    environment = json.loads((finished_run / "environment.json").read_text())["starts"]
+    assert len(environment) == 1
+    assert environment[0]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment[0]["data"].endswith("1797x1x32x32")
+
+
+def test_precision_auto_is_resolved_once(tmp_path: Path) -> None:
+    arguments = [argument for argument in TINY if "precision" not in argument]
+    arguments += [f"run.dir={tmp_path}", "run.name=auto", "training.steps=1"]
+    assert command(arguments) == 0
+    resolved = load_config(tmp_path / "auto" / "config.yaml")
+    assert resolved.training.precision in ("bf16", "fp32")
+    assert resolved.data.channels == 1
+    assert Config().training.precision == "auto"
+    other = "fp32" if resolved.training.precision == "bf16" else "bf16"
+    assert command([*arguments, "training.steps=2"]) == 0
+    assert command([*arguments, "training.steps=3", f"training.precision={other}"]) == 2
