@@ -220,7 +220,7 @@ def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -
         with torch.no_grad():
             fake = players.generator(job.noise("d_noise", update))
         losses.append(float(update_discriminator(players, stream.batch(update).double(), fake, update, job)["d_loss"]))
-    assert losses[-1] < 0.2 < losses[0]
+    assert losses[-1] < 0.4 < losses[0]  # at chance it is 1.39
 
 
 def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
