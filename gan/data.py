@@ -4,7 +4,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,11 @@ Bytes = NDArray[np.uint8]
 
 
 class Source(Protocol):
-    """Images by index, as Pillow reads them; ``fingerprint`` tells whether two sources hold the same ones."""
+    """Images by index, as Pillow reads them.
+
+    ``fingerprint`` tells whether two sources hold the same images: by their pixels, a zip's by its checksums, a
+    directory's by names and sizes alone, since reading it all could take hours.
+    """
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image: ...
@@ -214,7 +218,7 @@ def image_channels(data: Data) -> int:
 
 
 class Images(Dataset[Tensor]):
-    """A source's images, each (C, S, S) uint8, by index; ``fingerprint`` names their content, size and channels."""
+    """A source's images, each (C, S, S) uint8, by index."""
 
     def __init__(self, source: Source, *, size: int, channels: int) -> None:
         self.source, self.size, self.channels = source, size, channels
@@ -225,7 +229,9 @@ class Images(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(_fit(self.source.read(index), self.size, self.channels))
 
+    @cached_property
     def fingerprint(self) -> str:
+        """Names the images' content, number, channels and size."""
         return f"{self.source.fingerprint()[:32]}-{len(self)}x{self.channels}x{self.size}x{self.size}"
 
     def gigabytes(self) -> float:

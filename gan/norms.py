@@ -60,8 +60,7 @@ class _SumOverProcesses(torch.autograd.Function):
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
     count = processes()
-    summed: Tensor = x if count == 1 else _SumOverProcesses.apply(x)
-    return summed / count
+    return x if count == 1 else _SumOverProcesses.apply(x) / count
 
 
 class BatchNorm(nn.SyncBatchNorm):
@@ -77,7 +76,9 @@ class BatchNorm(nn.SyncBatchNorm):
         self.twice_differentiable = twice_differentiable
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or processes() == 1 or (x.is_cuda and not self.twice_differentiable):
+        if not self.training or processes() == 1:
+            return nn.modules.batchnorm._BatchNorm.forward(self, x)
+        if x.is_cuda and not self.twice_differentiable:
             return super().forward(x)
         count = x.numel() // x.shape[1] * processes()
         if count == 1:

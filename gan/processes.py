@@ -60,7 +60,7 @@ class FiniteCheck:
         self._first = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
 
     def note(self, step: int, metrics: dict[str, Tensor]) -> None:
-        finite = torch.stack([value.double() for value in metrics.values()]).isfinite().all()
+        finite = torch.stack(list(metrics.values())).isfinite().all()
         self._first = torch.where(finite, self._first, self._first.clamp_max(step))
 
     def require(self, accelerator: Accelerator) -> None:

@@ -60,9 +60,9 @@ def open_run(config: Config, images: Images, device: torch.device) -> tuple[Conf
             " Set run.name to start another run, or give the old settings to go on with this one."
         )
     checkpoint = checkpoints.newest(config.folder / "checkpoints", say)
-    if checkpoint is not None and checkpoint.data != images.fingerprint():
+    if checkpoint is not None and checkpoint.data != images.fingerprint:
         raise UserError(
-            f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint()}, then"
+            f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint}, then"
             f" {checkpoint.data}). Restore them at data.path, or set run.name to start another run."
         )
     return config, checkpoint
@@ -116,7 +116,7 @@ def environment(config: Config, images: Images, accelerator: Accelerator, step: 
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "precision": config.training.precision,
-        "data": images.fingerprint(),
+        "data": images.fingerprint,
         "command": sys.argv,
     }
 

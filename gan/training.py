@@ -94,7 +94,7 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
             if saving or stopping:
                 if tracker is not None:
                     tracker.flush()  # a checkpoint must not be newer than the record that leads to it
-                    checkpoint = snapshot(players, step, config, stream.images.fingerprint())
+                    checkpoint = snapshot(players, step, config, stream.images.fingerprint)
                     checkpoints.save(config.folder / "checkpoints", checkpoint, keep=config.checkpoint.keep)
                 job.accelerator.wait_for_everyone()
             progress.advance(shown)
@@ -121,7 +121,7 @@ class Rate:
 
 def _mean_values(metrics: Metrics, accelerator: Accelerator) -> dict[str, float]:
     """Means over processes, as numbers. Waits for the device."""
-    values: Tensor = accelerator.reduce(torch.stack([value.double() for value in metrics.values()]), "mean")
+    values: Tensor = accelerator.reduce(torch.stack(list(metrics.values())), "mean")
     return dict(zip(metrics, values.tolist(), strict=True))
 
 

@@ -120,10 +120,10 @@ def test_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
     prints = []
     for number, files in enumerate([{"a.png": png(first)}, {"a.png": png(second)}, {"b.png": png(first)}]):
         (tmp_path / str(number)).mkdir()
-        prints.append(load_images(zip_of(tmp_path / str(number), files)).fingerprint())
+        prints.append(load_images(zip_of(tmp_path / str(number), files)).fingerprint)
     assert len(set(prints)) == 3
     (tmp_path / "again").mkdir()
-    assert load_images(zip_of(tmp_path / "again", {"a.png": png(first)})).fingerprint() == prints[0]
+    assert load_images(zip_of(tmp_path / "again", {"a.png": png(first)})).fingerprint == prints[0]
 
 
 def test_mnist_files_are_read(tmp_path: Path) -> None:
