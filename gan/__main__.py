@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out training.gif --animate
   python -m gan sample runs/digits_msngan --out kept.gif --animate checkpoints --count 16
   python -m gan sample runs/digits_msngan --out images.zip --single --count 2000
-  python -m gan sample runs/digits_msngan/checkpoints/step-00000400 --out raw.png --weights raw
+  python -m gan sample runs/digits_msngan/checkpoints/step-00000500 --out raw.png --weights raw
   python -m gan export runs/digits_msngan --out exported
 """
 
