@@ -21,7 +21,7 @@ The same command again goes on where the run was stopped. All settings, with the
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="train.py", description="Train a GAN.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", type=Path, default=DEFAULT, help="YAML file of settings that differ from the defaults")

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,39 +24,36 @@ EXAMPLES = """examples:
 """
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError("must be from 0 to 2^63 - 1")
-    return value
+def _whole_number(low: int) -> Callable[[str], int]:
+    """Reads a whole number from ``low`` up."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} up")
+        return int(text)
+
+    return read
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
+    common = cli.Parser(add_help=False)
     common.add_argument("run", type=Path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
     common.add_argument("--out", type=Path, required=True, help="what to write")
-    common.add_argument("--seed", type=_natural, default=0, help="of the noise (default 0)")
+    common.add_argument("--seed", type=_whole_number(0), help="of the noise (default 0)")
     common.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged over training, or as trained (default: ema where kept)"
     )
     common.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default cpu)")
     sample = commands.add_parser("sample", parents=[common], help="a grid, an interpolation, an animation or single images")
-    sample.add_argument("--count", type=_positive, default=64, help="number of images (default 64)")
-    sample.add_argument("--columns", type=_positive, help="of a grid (default: as near to a square as it goes)")
+    sample.add_argument("--count", type=_whole_number(1), help="number of images (default 64)")
+    sample.add_argument("--columns", type=_whole_number(1), help="of a grid (default: as near to a square as it goes)")
     kind = sample.add_mutually_exclusive_group()
     kind.add_argument(
-        "--interpolate", type=_positive, metavar="ROWS", help="spherical walks between two samples each, 10 images a row"
+        "--interpolate", type=_whole_number(1), metavar="ROWS", help="spherical walks between two samples each, 10 images a row"
     )
     kind.add_argument(
         "--animate",
@@ -72,58 +69,62 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
-    if options.command == "sample" and options.animate:
-        animate(options)
-    else:
-        try:
-            generator = load_generator(options.run, options.weights, torch.device(options.device))
-        except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not know or have
-            raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    try:
         if options.command == "export":
-            export(generator, options.out, seed=options.seed)
+            export(_generator(options, options.run), options.out, seed=options.seed or 0)
         else:
-            sample(generator, options)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            sample(options)
+    except OSError as error:
+        raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
     say(f"wrote {options.out}")
     return 0
 
 
-def sample(generator: TrainedGenerator, options: argparse.Namespace) -> None:
-    """Writes what ``options`` ask of ``generator``."""
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
+    try:
+        return load_generator(path, options.weights, torch.device(options.device))
+    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not know or have
+        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Writes the pictures that ``options`` ask for."""
+    count, seed = options.count or 64, options.seed or 0
+    if options.animate:
+        save_animation(options, count, seed)
+        return
+    if not options.single and options.out.suffix.lower() != ".png":
+        raise UserError(f"--out {options.out}: a grid is a .png. For single images add --single.")
+    generator = _generator(options, options.run)
     dimension = generator.config.model.latent_dim
     if options.single:
-        pieces = sampling.generate(generator.network, seed=options.seed, count=options.count, latent_dim=dimension)
+        pieces = sampling.generate(generator.network, seed=seed, count=count, latent_dim=dimension)
         sampling.save_images(pieces, options.out)
-        return
-    if options.out.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: a grid is a .png. For single images add --single.")
-    if options.interpolate:
+    elif options.interpolate:
         columns = options.columns or 10
-        images = sampling.interpolations(
-            generator.network, seed=options.seed, rows=options.interpolate, columns=columns, latent_dim=dimension
-        )
+        rows = options.interpolate
+        images = sampling.interpolations(generator.network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
+        write_atomically(options.out, sampling.encode(sampling.grid(images, columns)))
     else:
-        columns, images = options.columns, generator.sample(options.count, options.seed)
-    write_atomically(options.out, sampling.encode(sampling.grid(images, columns)))
+        write_atomically(options.out, sampling.encode(sampling.grid(generator.sample(count, seed), options.columns)))
 
 
-def animate(options: argparse.Namespace) -> None:
+def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
     """A GIF over a run's training, from its pictures or from its checkpoints."""
-    run: Path = options.run
     if options.out.suffix.lower() != ".gif":
         raise UserError(f"--out {options.out}: an animation is a .gif.")
     if options.animate == "samples":
-        pictures = sorted((run / "samples").glob("step-*.png"))
+        if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
+            raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
+        pictures = sorted((options.run / "samples").glob("step-*.png"))
         frames = [sampling.decode(path.read_bytes()) for path in pictures]
     else:
-        generators = [
-            load_generator(folder, options.weights, options.device) for folder in checkpoints.steps(run / "checkpoints")
-        ]
-        frames = [sampling.grid(g.sample(options.count, options.seed), options.columns) for g in generators]
+        generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
+        frames = [sampling.grid(generator.sample(count, seed), options.columns) for generator in generators]
     if len(frames) < 2:
-        where = f"{run / options.animate}"
+        where = options.run / options.animate
         raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). Give a run's folder.")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     sampling.save_animation(frames, options.out)
 
 

@@ -204,15 +204,3 @@ def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
         reasons = " ".join(damaged)
         raise UserError(f"no whole checkpoint left. {reasons} Set another run.name to start anew, or restore one from a copy.")
     return None
-
-
-def newest_folder(root: Path, report: Callable[[str], None], name: str) -> Path | None:
-    """Like ``newest``, for one network's weights: the folder that holds them."""
-    for folder in reversed(steps(root)):
-        try:
-            load_weights(folder, name)
-        except UserError as error:
-            report(f"{error} Trying the one before it.")
-        else:
-            return folder
-    return None

@@ -1,23 +1,22 @@
 """How every command of the project ends: exit code 0; 2 and one line for a user's mistake; anything else is ours."""
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from gan.errors import TrainingDivergedError, UserError
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
-_USERS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ENOENT,
-    errno.EFBIG,
-}
+_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes told in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def run(command: Callable[[], int]) -> int:

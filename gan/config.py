@@ -78,7 +78,8 @@ class Training:
     d_steps: int = 1  # D updates per G update
     d_batches: Literal["separate", "joint"] = "separate"  # real and fake through D apart, or as one batch; only
     # for norms that mix images are these different models
-    accumulation: int = 1  # micro-batches that an update is computed in, to fit a large batch into memory
+    accumulation: int = 1  # micro-batches that an update is computed in, to fit a large batch into memory; the fakes for
+    # D still come from one pass of G, which keeps nothing for a backward pass
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"  # auto: bf16 where the hardware computes in it, else
     # fp32; fp64 is for checks
     ema_decay: float = 0.999  # of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none

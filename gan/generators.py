@@ -32,7 +32,11 @@ class TrainedGenerator:
         """The samples ``start`` to ``start + count`` of ``seed``: (count, C, S, S) uint8 on the CPU.
 
         A sample is a function of (seed, index): the same whatever else is asked for in the same call.
+
+        Raises UserError for a count below 1 or a start below 0.
         """
+        if count < 1 or start < 0:
+            raise UserError(f"count={count}, start={start}: expected a count of at least 1 from a start of at least 0.")
         pieces = sampling.generate(self.network, seed=seed, start=start, count=count, latent_dim=self.config.model.latent_dim)
         return torch.cat(list(pieces))
 
@@ -45,12 +49,33 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
     Raises UserError when there is none.
     """
     path = Path(path)
-    folder = _checkpoint_folder(path)
+    if weights not in (None, *_FILES):
+        raise UserError(f"weights={weights!r}: expected 'ema' or 'raw'.")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
+    if (path / checkpoints.MANIFEST).exists():
+        return _load(path, weights, device)
+    damaged: list[str] = []
+    for folder in reversed(checkpoints.steps(path / "checkpoints")):
+        try:
+            generator = _load(folder, weights, device)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            say(f"{message} Taking step {generator.step} instead.")
+        return generator
+    if damaged:
+        raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
+    raise UserError(f"{path}: holds no checkpoint yet. Expected a run's folder with checkpoints/step-*, or one of these.")
+
+
+def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
+    """The generator of one checkpoint or export."""
     available = checkpoints.networks(folder)
     chosen: Weights = weights or ("ema" if "ema" in available else "raw")
     if _FILES[chosen] not in available:
-        other = "raw" if chosen == "ema" else "ema"
-        raise UserError(f"{folder}: holds no {chosen} weights, only {other}. Choose --weights {other}.")
+        raise UserError(f"{folder}: holds no {chosen} weights, only {', '.join(available) or 'none'}.")
     saved = checkpoints.load_weights(folder, _FILES[chosen])
     config = load_config(folder / "config.yaml")
     network = build_generator(config)
@@ -60,17 +85,6 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
         raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.") from None
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
-
-
-def _checkpoint_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
-    if (path / checkpoints.MANIFEST).exists():
-        return path
-    found = checkpoints.newest_folder(path / "checkpoints", say, "generator")
-    if found is None:
-        raise UserError(f"{path}: holds no checkpoint yet. Expected a run's folder with checkpoints/step-*, or one of these.")
-    return found
 
 
 def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:

@@ -147,7 +147,7 @@ class SpectralNorm(nn.Module):
     def weight(self) -> Tensor:
         """W / sigma(W), in W's shape; an all-zero W stays zero."""
         sigma = self.sigma()
-        return self.layer.weight / sigma.clamp_min(torch.finfo(sigma.dtype).tiny)
+        return self.layer.weight / torch.where(sigma == 0, torch.ones_like(sigma), sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         return _apply(self.layer, x, self.weight(), self.layer.bias)
@@ -160,7 +160,8 @@ class MeanSpectralNorm(SpectralNorm):
     layer's own bias would be cancelled by the mean: it is left out and gets no gradient.
 
     The layer is linear, so E[h] is the mean over positions of the layer applied to the mean image of the batch, and
-    m - E[h] is passed as the layer's bias: no pass over the output. Autograd then yields Eq. 10.
+    m - E[h] is passed as the layer's bias: no pass over the output. Autograd then yields Eq. 10. Under bf16 autocast that
+    bias is rounded, which leaves up to 2^-9 of E[h] in the output's mean.
     """
 
     def __init__(self, layer: Layer, *, momentum: float = 0.1, initial_iterations: int = 15) -> None:
@@ -180,12 +181,17 @@ class MeanSpectralNorm(SpectralNorm):
         return _apply(self.layer, x, weight, self.m - mean)
 
     def _batch_mean(self, x: Tensor, weight: Tensor) -> Tensor:
+        exact = weight.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            # The mean of what the layer will compute from its rounded weight and input, not of something near it.
+            rounded = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(rounded), weight.to(rounded).to(exact)
         with torch.autocast(x.device.type, enabled=False):
-            # Accumulate in the weight's precision: bf16 sums over a batch are too coarse.
+            # Accumulate in the weight's own precision: bf16 sums over a batch are too coarse.
             if isinstance(self.layer, nn.Linear):
-                images, image = x.numel() // x.shape[-1], x.flatten(0, -2).mean(0, keepdim=True, dtype=weight.dtype)
+                images, image = x.numel() // x.shape[-1], x.flatten(0, -2).mean(0, keepdim=True, dtype=exact)
             else:
-                images, image = len(x), x.mean(0, keepdim=True, dtype=weight.dtype)  # 1 C H W
+                images, image = len(x), x.mean(0, keepdim=True, dtype=exact)  # 1 C H W
             h = _apply(self.layer, mean_over_processes(image), weight, None)
             if images * processes() * h[0, 0].numel() == 1:
                 raise ValueError("mean spectral norm needs more than one value per channel in training")

@@ -4,12 +4,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from gan.errors import TrainingDivergedError, UserError
@@ -33,24 +33,41 @@ def make_accelerator() -> Accelerator:
     # Exact resume needs the same sums in the same order.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is what it says, also in the penalty of a bf16 run
     return accelerator
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
     """``function``'s result, run by the main process and sent to all. A UserError ends all, and one says it."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    broadcast_object_list(outcome)
-    if outcome[1] is not None:
+    outcome: list[Any] = [None, "the main process failed"]
+    try:
         if accelerator.is_main_process:
-            raise UserError(outcome[1])
-        raise SystemExit(2)
+            outcome = [function(), None]
+    except UserError as error:
+        outcome = [None, str(error)]
+    finally:  # whatever happened: the others are waiting
+        broadcast_object_list(outcome)
+    _end_if(outcome[1], accelerator)
     result: T = outcome[0]
     return result
+
+
+def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """``function``'s own result, run by every process. A UserError on any of them ends all, and one says it."""
+    result, mistake = None, None
+    try:
+        result = function()
+    except UserError as error:
+        mistake = str(error)
+    _end_if(next((text for text in gather_object([mistake]) if text), None), accelerator)
+    return cast(T, result)
+
+
+def _end_if(mistake: str | None, accelerator: Accelerator) -> None:
+    if mistake is not None:
+        if accelerator.is_main_process:
+            raise UserError(mistake)
+        raise SystemExit(2)
 
 
 class FiniteCheck:

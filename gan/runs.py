@@ -1,13 +1,17 @@
 """A run's folder: what is in it, whether it can go on, and what it tells the user."""
 
+import fcntl
 import json
 import platform
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +19,12 @@ from accelerate import Accelerator
 from gan import checkpoints
 from gan.checkpoints import Checkpoint
 from gan.config import Config, check_processes, differences, keep_resolved, load_config, set_value, to_yaml, warnings
-from gan.data import Images, image_channels
+from gan.data import Images
 from gan.errors import UserError
 from gan.files import remove_unfinished, write_atomically
 from gan.networks import build_discriminator, build_generator, trainable_parameters
 from gan.progress import say
+from gan.sources import image_channels
 from gan.tracking import last_values
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
@@ -68,12 +73,16 @@ def open_run(config: Config, images: Images, device: torch.device) -> tuple[Conf
     return config, checkpoint
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has been started in ``folder``."""
+    return (folder / "config.yaml").is_file()
+
+
 def saved_config(folder: Path) -> Config | None:
     """The configuration of the run in ``folder``; None where there is none yet. Raises UserError for another kind of folder."""
-    file = folder / "config.yaml"
     try:
-        if file.exists():
-            return load_config(file)
+        if is_run(folder):
+            return load_config(folder / "config.yaml")
         foreign = folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}). Set run.dir to a folder that can.") from None
@@ -85,32 +94,62 @@ def saved_config(folder: Path) -> Config | None:
 def start_folder(config: Config, images: Images, accelerator: Accelerator, step: int) -> None:
     """Writes config.yaml and adds this start to environment.json."""
     folder = config.folder
+    record = folder / "environment.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        starts = json.loads(record.read_text())["starts"] if record.exists() else []
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
+    starts.append(environment(config, images, accelerator, step))
+    with writing_to(folder):
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
-        record = folder / "environment.json"
-        starts = json.loads(record.read_text())["starts"] if record.exists() else []
-        starts.append(environment(config, images, accelerator, step))
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Tells an error of the disk as one about the run's ``folder``."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
+
+
+def hold(folder: Path) -> IO[bytes]:
+    """Makes the run's ``folder`` and keeps other processes out of it until the returned file is closed or the process ends.
+
+    Raises UserError when another process holds it, on this machine or, where the file system passes locks on, another.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"{folder}: another process is training in it. Wait for it or stop it, or set another run.name."
+        ) from None
+    except OSError as error:
+        say(f"warning: {folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
+    return file
 
 
 def environment(config: Config, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
     """What a run's numbers may depend on besides its configuration."""
     device = accelerator.device
     project = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(
-        ["git", "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+    git = shutil.which("git")
+    commit = git and subprocess.run(
+        [git, "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
     )
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
-        "git_commit": commit.stdout.strip() or None,
+        "git_commit": commit.stdout.strip() or None if commit else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

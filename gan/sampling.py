@@ -37,12 +37,12 @@ def render(generator: nn.Module, z: Tensor) -> Tensor:
     bits depend on its batch size; noise that does not fill one is padded.
     """
     training = generator.training
-    device = next(generator.parameters()).device
+    weight = next(generator.parameters())
     generator.eval()
     try:
         images = []
         for chunk in z.split(CHUNK):
-            padded = torch.cat([chunk, chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])]).to(device)
+            padded = torch.cat([chunk, chunk.new_zeros(CHUNK - len(chunk), *chunk.shape[1:])]).to(weight)
             images.append(to_uint8(generator(padded)[: len(chunk)]).cpu())
         return torch.cat(images)
     finally:

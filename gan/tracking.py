@@ -15,6 +15,7 @@ from PIL import Image
 from gan.errors import UserError
 
 Wandb = Literal["off", "offline", "online"]
+WANDB_TIMEOUT = 30.0  # seconds that a start waits for wandb's server
 
 
 def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
@@ -40,10 +41,10 @@ def truncate_metrics(path: Path, step: int) -> None:
     with path.open("rb") as file:
         for line in file:
             try:
-                record = json.loads(line)
-            except ValueError:
+                written_at = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n") or record["step"] > step:
+            if not line.endswith(b"\n") or written_at > step:
                 break
             end += len(line)
     with path.open("r+b") as file:
@@ -77,10 +78,17 @@ class Tracker:
             identity = folder / "wandb-id"
             if not identity.exists():
                 identity.write_text(secrets.token_hex(4))
-            self._wandb = library.init(
-                project=project, name=folder.name, id=identity.read_text().strip(), resume="allow", mode=wandb,
-                dir=str(folder), config=dict(settings),
-            )  # fmt: skip
+            try:
+                self._wandb = library.init(
+                    project=project, name=folder.name, id=identity.read_text().strip(), resume="allow", mode=wandb,
+                    dir=str(folder), config=dict(settings), settings=library.Settings(init_timeout=WANDB_TIMEOUT),
+                )  # fmt: skip
+            except library.errors.Error as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"tracking.wandb={wandb}: wandb could not start ({reason})."
+                    " Set tracking.wandb=offline and upload later with 'wandb sync'."
+                ) from None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

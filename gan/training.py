@@ -2,18 +2,21 @@
 
 import signal
 import time
+from contextlib import closing, nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from gan import checkpoints, sampling
 from gan.config import Config, check_processes, flatten, warnings
-from gan.data import BatchStream, Share, load_images
+from gan.data import BatchStream, Images, Share, load_images
+from gan.errors import UserError
 from gan.files import write_atomically
-from gan.processes import FiniteCheck, StopRequest, on_main
+from gan.processes import FiniteCheck, StopRequest, on_all, on_main
 from gan.progress import Progress, follow, say
-from gan.runs import open_run, start_folder
+from gan.runs import hold, is_run, open_run, start_folder
 from gan.tracking import Tracker, check_trackers
 from gan.updates import Job, Metrics, Players, build_players, restore, snapshot, train_step
 
@@ -25,10 +28,11 @@ def train(config: Config, accelerator: Accelerator) -> int:
     configuration, the images or the folder, TrainingDivergedError for numbers that are not finite.
     """
     main = accelerator.is_main_process
-    check_processes(config, accelerator.num_processes)
-    on_main(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
-    with accelerator.local_main_process_first():  # one downloads, the others find it there
-        images = load_images(config.data)
+    on_all(accelerator, lambda: check_processes(config, accelerator.num_processes))
+    on_all(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
+    images = _load_on_all(config, accelerator)
+    # Held before it is read, so that what was read stays true; made only for a run that may start.
+    lock = on_all(accelerator, lambda: hold(config.folder) if main and is_run(config.folder) else None)
     config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
     start = checkpoint.step if checkpoint else 0
     if checkpoint:
@@ -38,29 +42,53 @@ def train(config: Config, accelerator: Accelerator) -> int:
             say(f"{config.folder} is complete at step {start}. To train on, set training.steps higher.")
         return 0
     job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
-    memory = None
-    if images.gigabytes() <= config.data.memory_gb:
-        memory = images.to_memory(follow if main else lambda items, _total, _what: items).to(job.device)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    stream = BatchStream(images, _in_memory(images, job), config=config, share=job.share, device=job.device)
     players = build_players(config, job.device)
     if checkpoint:
         restore(players, checkpoint)
+    lock = on_all(accelerator, lambda: hold(config.folder) if main and lock is None else lock)
     on_main(accelerator, lambda: start_folder(config, images, accelerator, start))
-    if not main:
-        return _loop(players, stream, job, None, start)
-    for warning in warnings(config):
-        say(f"warning: {warning}")
-    say(f"{config.folder}: from step {start} to {config.training.steps}, {job.describe()}")
+    tracker = on_all(accelerator, lambda: _open_tracker(config, start) if main else None)
+    if main:
+        for warning in warnings(config):
+            say(f"warning: {warning}")
+        say(f"{config.folder}: from step {start} to {config.training.steps}, {job.describe()}")
+    with closing(stream), tracker or nullcontext():
+        return _loop(players, stream, job, tracker, start)
+
+
+def _load_on_all(config: Config, accelerator: Accelerator) -> Images:
+    """The images, on every process; one of each machine downloads, the others find them there."""
+    first = on_all(accelerator, lambda: load_images(config.data) if accelerator.is_local_main_process else None)
+    images = on_all(accelerator, lambda: first or load_images(config.data))
+    prints = set(gather_object([images.fingerprint]))
+
+    def same_everywhere() -> None:
+        if len(prints) > 1:
+            raise UserError(f"data.path={config.data.path}: processes see different images ({', '.join(sorted(prints))}).")
+
+    on_all(accelerator, same_everywhere)
+    return images
+
+
+def _in_memory(images: Images, job: Job) -> Tensor | None:
+    """All images on the device, or None where they are to be streamed."""
+    if images.gigabytes() > job.config.data.memory_gb:
+        return None
+    shown = follow if job.accelerator.is_main_process else lambda items, _total, _what: items
+    return on_all(job.accelerator, lambda: images.to_memory(shown)).to(job.device)
+
+
+def _open_tracker(config: Config, start: int) -> Tracker:
     tracking = config.tracking
-    with Tracker(
+    return Tracker(
         config.folder,
         start,
         settings=dict(flatten(config)),
         wandb=tracking.wandb,
         project=tracking.wandb_project,
         tensorboard=tracking.tensorboard,
-    ) as tracker:
-        return _loop(players, stream, job, tracker, start)
+    )
 
 
 def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | None, start: int) -> int:

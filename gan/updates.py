@@ -187,7 +187,8 @@ def update_average(average: nn.Module, generator: nn.Module, updates: int, decay
         elif id(target) not in own:
             targets.append(target)
             sources.append(source)
-    torch._foreach_lerp_([t.data for t in targets], [s.data for s in sources], 1 - decay)
+    for target, source in zip(targets, sources, strict=True):
+        target.lerp_(source, 1 - decay)
     iterate_spectral_norms(average)
 
 

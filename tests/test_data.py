@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gan import data, keyed
+from gan import keyed, sources
 from gan.config import Config, Data, Training
 from gan.data import BatchStream, Images, Share, load_images
 from gan.errors import UserError
@@ -115,6 +115,38 @@ def test_digits_are_1797_grey_images_that_use_the_whole_range() -> None:
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
 
 
+def test_files_that_pillow_only_writes_are_no_images(tmp_path: Path) -> None:
+    others = {f"notes.{ending}": b"no image" for ending in ("pdf", "h5", "mpg", "eps", "txt", "json")}
+    assert len(load_images(folder_of(tmp_path, {"a.png": png(colours(1)[0]), **others}))) == 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_damage_anywhere_in_a_compressed_archive_is_one_line_or_an_image(format: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    file = tmp_path / "images.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"a.{format.lower()}", png(noise, format=format))
+        start, end = 40, archive.start_dir
+    whole = file.read_bytes()
+    places = np.random.default_rng(1).integers(start, end, 60)
+    for place in places:  # in the archive's compressed data, and in the file inside it
+        for damaged in (_flip(whole, int(place)), None):
+            if damaged is None:
+                content = png(noise, format=format)
+                with zipfile.ZipFile(file, "w") as archive:
+                    archive.writestr(f"a.{format.lower()}", _flip(content, int(place) % len(content)))
+            else:
+                file.write_bytes(damaged)
+            try:
+                assert decoded(load_images(Data(name="folder", path=str(file), channels=3))).shape == (1, 3, 32, 32)
+            except UserError as error:
+                assert str(file) in str(error)
+
+
+def _flip(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
+
+
 def test_fingerprint_tells_contents_apart(tmp_path: Path) -> None:
     first, second = colours(2)
     prints = []
@@ -203,7 +235,7 @@ def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: P
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
 def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -> None:
     config = Config(seed=seed, training=Training(batch_size=size))
-    source = Images(data.ArraySource(np.zeros((images, 32, 32), np.uint8)), size=32, channels=1)
+    source = Images(sources.ArraySource(np.zeros((images, 32, 32), np.uint8)), size=32, channels=1)
     whole = BatchStream(source, None, config=config, share=Share.of(config, rank=0, processes=1), device=CPU)
     order = np.concatenate([whole._indices(update) for update in range(-(-3 * images // size))])
     for epoch in range(3):
@@ -222,7 +254,7 @@ def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int,
 
 def test_flips_are_drawn_for_each_image() -> None:
     ramp = np.tile(np.arange(32, dtype=np.uint8) * 8, (64, 32, 1))
-    source = Images(data.ArraySource(ramp), size=32, channels=1)
+    source = Images(sources.ArraySource(ramp), size=32, channels=1)
     batch = stream(source, memory=True, flip=True, size=64).batch(0)
     flipped = batch[:, 0, 0, 0] > 0
     assert 16 < int(flipped.sum()) < 48
@@ -231,7 +263,7 @@ def test_flips_are_drawn_for_each_image() -> None:
 
 def test_pixels_become_minus_one_to_one() -> None:
     source = Images(
-        data.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)])), size=32, channels=1
+        sources.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)])), size=32, channels=1
     )
     values = stream(source, memory=True, size=2).batch(0)
     assert sorted(values[:, 0, 0, 0].tolist()) == [-1.0, 1.0]

@@ -20,7 +20,8 @@ ALLOWED = {
     "gan.sampling": set(),
     "gan.cli": set(),
     "gan.networks": {"gan.norms", "gan.config"},
-    "gan.data": {"gan.config"},
+    "gan.sources": {"gan.config"},
+    "gan.data": {"gan.config", "gan.sources"},
 }
 ANY_OF_GAN = {"gan", "gan.__main__", "gan.generators", "gan.processes", "gan.runs", "gan.training", "gan.updates"}
 

@@ -140,6 +140,15 @@ GAN_MISTAKES: dict[str, tuple[list[str], str]] = {
     "ruined weights": (["sample", "{}/bent", "--out", "{}/a.png"], "has been changed or damaged"),
     "grid into a gif": (["sample", "{}/runs/old", "--out", "{}/a.gif"], "a grid is a .png"),
     "animation into a png": (["sample", "{}/runs/old", "--animate", "--out", "{}/a.png"], "an animation is a .gif"),
+    "animation of no checkpoints": (["sample", "{}/good", "--animate", "checkpoints", "--out", "{}/a.gif"], "at least two"),
+    "animation on an unknown device": (
+        ["sample", "{}/runs/old", "--animate", "checkpoints", "--device", "tpu9", "--out", "{}/a.gif"], "--device tpu9"),
+    "animation of other samples": (["sample", "{}/runs/old", "--animate", "--seed", "9", "--out", "{}/a.gif"], "other samples"),
+    "seed is no number": (["sample", "{}/runs/old", "--seed", "abc", "--out", "{}/a.png"], "'abc': expected a whole"),
+    "no images at all": (["sample", "{}/runs/old", "--count", "0", "--out", "{}/a.png"], "expected a whole number from 1 up"),
+    "unknown option": (["sample", "{}/runs/old", "--sed", "9", "--out", "{}/a.png"], "--help"),
+    "picture in place of a folder": (["sample", "{}/runs/old", "--out", "{}/folder.png"], "cannot be written (Is a directory)"),
+    "all checkpoints ruined": (["sample", "{}/runs/bent", "--out", "{}/a.png"], "no checkpoint can be used"),
     "animation of an empty run": (["sample", "{}/good", "--animate", "--out", "{}/a.gif"], "at least two"),
     "unknown device": (["sample", "{}/runs/old", "--device", "tpu9", "--out", "{}/a.png"], "--device tpu9"),
     "single images over others": (["sample", "{}/runs/old", "--single", "--out", "{}/good"], "not empty"),
@@ -154,6 +163,10 @@ def test_a_mistake_in_sampling_gets_one_line_and_exit_code_2(
     shutil.copytree(world / "runs" / "old" / "checkpoints" / "step-00000004", world / "bent")
     weights = world / "bent" / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    (world / "folder.png").mkdir()
+    shutil.copytree(world / "runs" / "old", world / "runs" / "bent")
+    for weights in (world / "runs" / "bent").rglob("ema.safetensors"):
+        weights.write_bytes(b"")
     before = state(world)
     given, words = GAN_MISTAKES[mistake]
     capsys.readouterr()

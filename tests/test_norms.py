@@ -1,5 +1,7 @@
 """The norms against their definitions, in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -171,6 +173,34 @@ def test_bf16_autocast_and_channels_last_stay_close_to_float32(norm: str) -> Non
         output = module(x.bfloat16())
     assert output.dtype == torch.bfloat16
     assert float((output.float() - expected).abs().mean() / expected.abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+def test_under_bf16_the_mean_that_is_left_is_what_rounding_the_bias_leaves(mean: float) -> None:
+    torch.manual_seed(0)
+    module = MeanSpectralNorm(nn.Conv2d(8, 16, 3))
+    x = torch.randn(64, 8, 16, 16) + mean
+    removed = module(x)  # a pass in float32, to see how large the mean is
+    with torch.autocast("cpu", torch.bfloat16):
+        left = module(x).float().mean((0, 2, 3))
+    bare = torch.nn.functional.conv2d(x, module.weight()).mean((0, 2, 3))
+    assert removed.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (left.abs() <= bare.abs() * 2**-8 + 2e-3).all()
+
+
+def test_a_weight_that_has_turned_round_gives_no_huge_output() -> None:
+    norm = SpectralNorm(nn.Linear(4, 1))
+    with torch.no_grad():
+        norm.layer.weight.neg_()
+    assert norm(torch.ones(1, 4)).abs().max() < 10
+
+
+def test_a_group_of_one_process_on_a_cpu_is_one_process(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        assert normalize(nn.Conv2d(3, 5, 3), "batch")(torch.randn(2, 3, 8, 8)).shape == (2, 5, 6, 6)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_power_iteration_runs_only_when_asked() -> None:

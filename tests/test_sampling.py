@@ -1,5 +1,6 @@
 """Samples are functions of seed and index; grids, walks, animations and exports hold them."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def test_averaged_and_raw_weights_are_different_and_averaged_is_the_default(fini
     assert not torch.equal(raw.network.state_dict()["layers.0.0.weight"], averaged.network.state_dict()["layers.0.0.weight"])
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "ema.safetensors").write_bytes(b"")
+    assert load_generator(tmp_path / "run").step == 2
+    assert "Taking step 2 instead." in capsys.readouterr().err
+    assert load_generator(tmp_path / "run", "raw").step == 4
+
+
+def test_wrong_arguments_in_code_say_what_was_expected(finished_run: Path) -> None:
+    with pytest.raises(ValueError, match="expected 'ema' or 'raw'"):
+        load_generator(finished_run, "EMA")
+    with pytest.raises(ValueError, match="at least 1"):
+        load_generator(finished_run).sample(0)
+
+
 def test_the_grid_of_the_run_is_what_sample_draws(finished_run: Path, tmp_path: Path) -> None:
     assert program("sample", finished_run, "--out", tmp_path / "new" / "grid.png", "--count", 4, "--seed", 0) == 0
     assert (tmp_path / "new" / "grid.png").read_bytes() == (finished_run / "samples" / "step-00000004.png").read_bytes()
@@ -85,7 +103,8 @@ def test_interpolation_starts_and_ends_at_samples(finished_run: Path, tmp_path: 
 
 @pytest.mark.parametrize(("source", "frames"), [("samples", 3), ("checkpoints", 2)])
 def test_an_animation_shows_the_training(source: str, frames: int, finished_run: Path, tmp_path: Path) -> None:
-    assert program("sample", finished_run, "--out", tmp_path / "a.gif", "--animate", source, "--count", 9) == 0
+    count = ("--count", 9) if source == "checkpoints" else ()  # the run's own pictures are as they are
+    assert program("sample", finished_run, "--out", tmp_path / "a.gif", "--animate", source, *count) == 0
     animation = Image.open(tmp_path / "a.gif")
     assert animation.n_frames == frames
     assert animation.info["loop"] == 0

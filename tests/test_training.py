@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gan import checkpoints
-from gan.config import Config, load_config, set_value
+from gan.config import Config, Data, load_config, set_value
 from gan.data import BatchStream, Share, load_images
 from gan.errors import TrainingDivergedError
 from gan.processes import FiniteCheck, make_accelerator
@@ -221,6 +222,26 @@ def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -
             fake = players.generator(job.noise("d_noise", update))
         losses.append(float(update_discriminator(players, stream.batch(update).double(), fake, update, job)["d_loss"]))
     assert losses[-1] < 0.4 < losses[0]  # at chance it is 1.39
+
+
+def test_fp64_trains_and_samples(tiny: Tiny) -> None:
+    assert command(tiny("training.precision=fp64", "training.steps=1")) == 0
+
+
+def test_a_machine_without_git_trains(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan.runs.shutil.which", lambda _name: None)
+    assert command(tiny("training.steps=1")) == 0
+    assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
+
+
+def test_a_file_that_disappears_during_training_from_memory_does_no_harm(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        Image.new("L", (32, 32), index).save(tmp_path / "images" / f"{index}.png")
+    images = load_images(Data(name="folder", path=str(tmp_path / "images")))
+    before = images.fingerprint
+    (tmp_path / "images" / "1.png").unlink()
+    assert images.fingerprint == before  # as it was when the run started
 
 
 def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import gan.checkpoints
+import gan.files
 import train as program
 from gan import cli
 from gan.config import Config, load_config
@@ -113,7 +114,7 @@ def train_and_die(arguments: list[str], at: int) -> None:
             die()
         write_synced(path, content)
 
-    gan.checkpoints.write_synced = write_half
+    gan.checkpoints.write_synced = gan.files.write_synced = write_half
     for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "write"):
         setattr(os, name, deadly(getattr(os, name)))
     torch.set_num_threads(1)
@@ -124,6 +125,11 @@ def train_and_die(arguments: list[str], at: int) -> None:
 def train_to_the_end(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     os._exit(cli.run(lambda: program.main(arguments)))
+
+
+def train_here(arguments: list[str]) -> None:
+    """``train.py`` in a process that has been set up by ``run_together``."""
+    assert cli.run(lambda: program.main(arguments)) == 0
 
 
 def in_process(function: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
