@@ -85,7 +85,7 @@ def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
     try:
         return load_generator(path, options.weights, torch.device(options.device))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not know or have
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]} Try --device cpu.") from None
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -124,7 +124,8 @@ def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
         frames = [sampling.grid(generator.sample(count, seed), options.columns) for generator in generators]
     if len(frames) < 2:
         where = options.run / options.animate
-        raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). Give a run's folder.")
+        setting = "samples.every" if options.animate == "samples" else "checkpoint.every and checkpoint.keep"
+        raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
     sampling.save_animation(frames, options.out)
 
 

@@ -161,7 +161,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{override!r}: expected key=value, such as training.steps=300.")
+            raise UserError(f"{override!r}: expected key=value, such as training.steps=300 (a file goes after --config).")
         settings = _merge(settings, override, override, dotted=True)
     try:
         config = OmegaConf.to_object(settings)

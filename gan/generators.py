@@ -67,7 +67,9 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
         return generator
     if damaged:
         raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
-    raise UserError(f"{path}: holds no checkpoint yet. Expected a run's folder with checkpoints/step-*, or one of these.")
+    raise UserError(
+        f"{path}: neither a checkpoint nor a run that holds one yet. Expected such as runs/NAME or one of runs/NAME/checkpoints/step-*."
+    )
 
 
 def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
@@ -75,7 +77,7 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
     available = checkpoints.networks(folder)
     chosen: Weights = weights or ("ema" if "ema" in available else "raw")
     if _FILES[chosen] not in available:
-        raise UserError(f"{folder}: holds no {chosen} weights, only {', '.join(available) or 'none'}.")
+        raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
     saved = checkpoints.load_weights(folder, _FILES[chosen])
     config = load_config(folder / "config.yaml")
     network = build_generator(config)

@@ -1,5 +1,6 @@
 """What a long task shows: a bar on a terminal, now and then a plain line elsewhere, and messages between them."""
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ class Progress:
         self._last_line = self._began
         self._bar = None
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, file=sys.stderr)
+            width = shutil.get_terminal_size().columns  # tqdm's own look-up draws nothing where a terminal has no width
+            self._bar = tqdm(total=total, initial=start, unit=unit, ncols=width, file=sys.stderr)
 
     def advance(self, values: str = "") -> None:
         """One more step is done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""

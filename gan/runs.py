@@ -48,22 +48,29 @@ def computes_in_bf16(device: torch.device) -> bool:
     return False
 
 
-def open_run(config: Config, images: Images, device: torch.device) -> tuple[Config, Checkpoint | None]:
-    """The resolved configuration, and where the run in its folder had come to. Changes nothing.
+def same_settings(config: Config) -> Config:
+    """``config`` with what it leaves open as the run in its folder has it, if there is one. Looks at no image.
 
-    Raises UserError when the folder holds something else, or a run with other settings or images.
+    Raises UserError when the folder holds something else, or a run with other settings.
     """
     saved = saved_config(config.folder)
-    if saved is not None:
-        config = keep_resolved(config, saved)
-    config = resolve(config, images.channels, device)
     if saved is None:
-        return config, None
+        return config
+    config = keep_resolved(config, saved)
     if changed := differences(config, saved):
         raise UserError(
             f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
             " Set run.name to start another run, or give the old settings to go on with this one."
         )
+    return config
+
+
+def open_run(config: Config, images: Images, device: torch.device) -> tuple[Config, Checkpoint | None]:
+    """The resolved configuration, and where the run in its folder had come to. Changes nothing.
+
+    Raises UserError as ``same_settings`` does, and when the run was trained on other images.
+    """
+    config = resolve(same_settings(config), images.channels, device)
     checkpoint = checkpoints.newest(config.folder / "checkpoints", say)
     if checkpoint is not None and checkpoint.data != images.fingerprint:
         raise UserError(

@@ -16,7 +16,7 @@ from gan.errors import UserError
 from gan.files import write_atomically
 from gan.processes import FiniteCheck, StopRequest, on_all, on_main
 from gan.progress import Progress, follow, say
-from gan.runs import hold, is_run, open_run, start_folder
+from gan.runs import hold, is_run, open_run, same_settings, start_folder
 from gan.tracking import Tracker, check_trackers
 from gan.updates import Job, Metrics, Players, build_players, restore, snapshot, train_step
 
@@ -30,6 +30,7 @@ def train(config: Config, accelerator: Accelerator) -> int:
     main = accelerator.is_main_process
     on_all(accelerator, lambda: check_processes(config, accelerator.num_processes))
     on_all(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
+    config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded for it
     images = _load_on_all(config, accelerator)
     # Held before it is read, so that what was read stays true; made only for a run that may start.
     lock = on_all(accelerator, lambda: hold(config.folder) if main and is_run(config.folder) else None)
@@ -39,7 +40,7 @@ def train(config: Config, accelerator: Accelerator) -> int:
         on_main(accelerator, lambda: checkpoints.tidy(config.folder / "checkpoints", start, keep=config.checkpoint.keep))
     if start >= config.training.steps:
         if main:
-            say(f"{config.folder} is complete at step {start}. To train on, set training.steps higher.")
+            say(f"{config.folder} is complete at step {start}. To train on, set training.steps above {start}.")
         return 0
     job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
     stream = BatchStream(images, _in_memory(images, job), config=config, share=job.share, device=job.device)
@@ -52,7 +53,7 @@ def train(config: Config, accelerator: Accelerator) -> int:
     if main:
         for warning in warnings(config):
             say(f"warning: {warning}")
-        say(f"{config.folder}: from step {start} to {config.training.steps}, {job.describe()}")
+        say(f"{config.folder}: from step {start} to {config.training.steps}, {len(images):,} images, {job.describe()}")
     with closing(stream), tracker or nullcontext():
         return _loop(players, stream, job, tracker, start)
 

@@ -230,6 +230,7 @@ def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: P
     streamed = stream(source, memory=False, flip=True)
     for update in (0, 1, 2, 3, 7, 8, 2):  # on, a jump, and back
         assert torch.equal(held.batch(update), streamed.batch(update))
+    streamed.close()
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))

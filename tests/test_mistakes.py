@@ -136,7 +136,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
 
 GAN_MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such run": (["sample", "{}/none", "--out", "{}/a.png"], "no such folder"),
-    "not a run": (["sample", "{}/good", "--out", "{}/a.png"], "holds no checkpoint yet"),
+    "not a run": (["sample", "{}/good", "--out", "{}/a.png"], "neither a checkpoint nor a run"),
     "ruined weights": (["sample", "{}/bent", "--out", "{}/a.png"], "has been changed or damaged"),
     "grid into a gif": (["sample", "{}/runs/old", "--out", "{}/a.gif"], "a grid is a .png"),
     "animation into a png": (["sample", "{}/runs/old", "--animate", "--out", "{}/a.png"], "an animation is a .gif"),

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -242,6 +244,17 @@ def test_a_file_that_disappears_during_training_from_memory_does_no_harm(tiny: T
     before = images.fingerprint
     (tmp_path / "images" / "1.png").unlink()
     assert images.fingerprint == before  # as it was when the run started
+
+
+def test_a_mistyped_setting_is_told_without_importing_torch() -> None:
+    code = "import sys, train\ntry: train.main(['training.step=3'])\nexcept ValueError: sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_settings_are_refused_before_images_are_looked_for(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny("training.steps=1")) == 0
+    assert command(tiny("training.steps=1", "data.name=folder", "data.path=/nowhere")) == 2
+    assert "holds a run with other settings (data.name: digits -> folder" in capsys.readouterr().err
 
 
 def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
