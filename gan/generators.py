@@ -68,7 +68,8 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
     if damaged:
         raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
     raise UserError(
-        f"{path}: neither a checkpoint nor a run that holds one yet. Expected such as runs/NAME or one of runs/NAME/checkpoints/step-*."
+    expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
+    raise UserError(f"{path}: neither a checkpoint nor a run that holds one yet. Expected {expected}.")
     )
 
 
