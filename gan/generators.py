@@ -67,10 +67,8 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
         return generator
     if damaged:
         raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
-    raise UserError(
     expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
     raise UserError(f"{path}: neither a checkpoint nor a run that holds one yet. Expected {expected}.")
-    )
 
 
 def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
