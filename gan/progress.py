@@ -25,8 +25,8 @@ class Progress:
         self._last_line = self._began
         self._bar = None
         if shown and sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns  # tqdm's own look-up draws nothing where a terminal has no width
-            self._bar = tqdm(total=total, initial=start, unit=unit, ncols=width, file=sys.stderr)
+            size = shutil.get_terminal_size()  # tqdm's own look-up draws nothing where a terminal does not know its size
+            self._bar = tqdm(total=total, initial=start, unit=unit, ncols=size.columns, nrows=size.lines, file=sys.stderr)
 
     def advance(self, values: str = "") -> None:
         """One more step is done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
