@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -20,6 +20,7 @@ from gan.files import sync_folder, write_synced
 FORMAT = 1
 MANIFEST = "checkpoint.json"
 StateDict = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,18 +186,24 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
     return contents
 
 
+def first_usable(root: Path, read: Callable[[Path], T]) -> tuple[T | None, list[str]]:
+    """What ``read`` makes of the newest checkpoint below ``root`` that it accepts, and what it says of those passed over."""
+    passed_over: list[str] = []
+    for folder in reversed(steps(root)):
+        try:
+            return read(folder), passed_over
+        except UserError as error:
+            passed_over.append(str(error))
+    return None, passed_over
+
+
 def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
     """The newest whole checkpoint below ``root``; None where there never was one. Says which damaged ones it passed over.
 
     Raises UserError when there are checkpoints and all are damaged.
     """
-    damaged: list[str] = []
-    for folder in reversed(steps(root)):
-        try:
-            checkpoint = load(folder)
-        except UserError as error:
-            damaged.append(str(error))
-            continue
+    checkpoint, damaged = first_usable(root, load)
+    if checkpoint is not None:
         for message in damaged:
             report(f"{message} Going on from step {checkpoint.step} instead.")
         return checkpoint

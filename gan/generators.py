@@ -55,13 +55,8 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
         raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
     if (path / checkpoints.MANIFEST).exists():
         return _load(path, weights, device)
-    damaged: list[str] = []
-    for folder in reversed(checkpoints.steps(path / "checkpoints")):
-        try:
-            generator = _load(folder, weights, device)
-        except UserError as error:
-            damaged.append(str(error))
-            continue
+    generator, damaged = checkpoints.first_usable(path / "checkpoints", lambda folder: _load(folder, weights, device))
+    if generator is not None:
         for message in damaged:
             say(f"{message} Taking step {generator.step} instead.")
         return generator
