@@ -7,7 +7,6 @@ from pathlib import Path
 
 from gan import cli
 from gan.config import load_config
-from gan.errors import UserError
 
 DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
 EXAMPLES = """examples:
@@ -29,23 +28,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, options.overrides)
-    if config.evaluation.every:
-        raise UserError("evaluation.every: this version cannot score during training yet; set evaluation.every=0.")
 
     # These import torch, which takes seconds: not for a mistyped setting.
-    from gan.processes import make_accelerator
+    from eval.scoring import open_evaluation
+    from gan.processes import connected
     from gan.runs import describe, summary
     from gan.training import train
 
-    accelerator = make_accelerator()
-    if options.dry_run:
+    with connected() as accelerator:
+        if options.dry_run:
+            if accelerator.is_main_process:
+                print(describe(config, accelerator))
+            return 0
+        if signal := train(config, accelerator, open_evaluation):
+            return 128 + signal
         if accelerator.is_main_process:
-            print(describe(config, accelerator))
-        return 0
-    if signal := train(config, accelerator):
-        return 128 + signal
-    if accelerator.is_main_process:
-        print(summary(config))
+            print(summary(config))
     return 0
 
 

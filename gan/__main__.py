@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,17 +24,6 @@ EXAMPLES = """examples:
 """
 
 
-def _whole_number(low: int) -> Callable[[str], int]:
-    """Reads a whole number from ``low`` up."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} up")
-        return int(text)
-
-    return read
-
-
 def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -43,17 +32,20 @@ def _parser() -> cli.Parser:
     common = cli.Parser(add_help=False)
     common.add_argument("run", type=Path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
     common.add_argument("--out", type=Path, required=True, help="what to write")
-    common.add_argument("--seed", type=_whole_number(0), help="of the noise (default 0)")
+    common.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
     common.add_argument(
         "--weights", choices=["ema", "raw"], help="averaged over training, or as trained (default: ema where kept)"
     )
     common.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default cpu)")
     sample = commands.add_parser("sample", parents=[common], help="a grid, an interpolation, an animation or single images")
-    sample.add_argument("--count", type=_whole_number(1), help="number of images (default 64)")
-    sample.add_argument("--columns", type=_whole_number(1), help="of a grid (default: as near to a square as it goes)")
+    sample.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
+    sample.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
     kind = sample.add_mutually_exclusive_group()
     kind.add_argument(
-        "--interpolate", type=_whole_number(1), metavar="ROWS", help="spherical walks between two samples each, 10 images a row"
+        "--interpolate",
+        type=cli.whole_number(1),
+        metavar="ROWS",
+        help="spherical walks between two samples each, 10 images a row",
     )
     kind.add_argument(
         "--animate",

@@ -80,6 +80,42 @@ def write_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, Te
     _write_files(folder, step, "", {**_weight_files(weights), "config.yaml": config.encode()})
 
 
+def replace_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, Tensor]], config: str) -> None:
+    """``write_weights`` over what ``folder`` holds. A kill leaves the old content or the new, though perhaps under the
+    name that ``mend_replaced`` puts right."""
+    new, old = _beside(folder)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    write_weights(new, step, weights, config)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    sync_folder(folder.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def mend_replaced(folder: Path) -> None:
+    """Finishes or takes back a ``replace_weights`` that was interrupted."""
+    new, old = _beside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for leftover in (new, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+
+
+def checksum(name: str, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the file that a checkpoint holds, or would hold, of one network's ``weights``."""
+    (content,) = _weight_files({name: weights}).values()
+    return hashlib.sha256(content).hexdigest()
+
+
 def _weight_files(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, bytes]:
     return {
         f"{name}.safetensors": safetensors.torch.save({key: t.detach().cpu().contiguous() for key, t in state.items()})

@@ -19,6 +19,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def whole_number(low: int) -> Callable[[str], int]:
+    """Reads a whole number from ``low`` up."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} up")
+        return int(text)
+
+    return read
+
+
 def run(command: Callable[[], int]) -> int:
     """``command``'s exit code, its errors told in one line on stderr."""
     try:

@@ -100,7 +100,11 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    every: int = 0  # generator updates; 0: off
+    every: int = 0  # generator updates between two scores of the generator; 0: off
+    protocol: Literal["quick", "paper", "sngan", "standard"] = "quick"  # see eval/protocols.py
+    extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = "inception"  # see eval/extractors.py
+    weights: str | None = None  # file with the extractor's weights; null: the published ones
+    reference: str | None = None  # real images, as NAME[:SPLIT], folder, .zip or .npz; null: those that it trains on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +143,8 @@ class Config:
 # What may differ between a run and its continuation: none of these changes a weight.
 CHANGEABLE = (
     "run.dir", "run.name", "data.path", "data.memory_gb", "data.workers", "training.steps", "checkpoint.every",
-    "checkpoint.keep", "samples.every", "evaluation.every", "tracking.every", "tracking.wandb",
-    "tracking.wandb_project", "tracking.tensorboard",
+    "checkpoint.keep", "samples.every", "evaluation.every", "evaluation.protocol", "evaluation.extractor", "evaluation.weights",
+    "evaluation.reference", "tracking.every", "tracking.wandb", "tracking.wandb_project", "tracking.tensorboard",
 )  # fmt: skip
 # What `null` or `auto` leaves to the machine or the data: a continuation keeps what the run resolved it to.
 RESOLVED = {"data.channels": None, "training.precision": "auto"}

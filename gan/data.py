@@ -18,13 +18,13 @@ from gan.errors import UserError
 from gan.sources import Bytes, Source, image_channels, open_source
 
 
-def _fit(image: Image.Image, size: int, channels: int) -> Bytes:
-    """Scaled so that the shorter side is ``size`` (Lanczos), centre-cropped, in 1 or 3 channels: (C, H, W) uint8."""
+def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Bytes:
+    """In 1 or 3 channels: (C, H, W) uint8. A ``size`` scales the shorter side to it (Lanczos) and crops the centre."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
+    if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = np.array(image, dtype=np.uint8)  # a copy: Pillow's own memory is read-only
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
@@ -40,7 +40,7 @@ class Images(Dataset[Tensor]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(_fit(self.source.read(index), self.size, self.channels))
+        return torch.from_numpy(to_pixels(self.source.read(index), self.channels, self.size))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,13 +17,13 @@ from gan.errors import TrainingDivergedError, UserError
 T = TypeVar("T")
 
 
-def make_accelerator() -> Accelerator:
-    """Devices and processes. Precision is the run's own matter, see Job.
+def make_accelerator(cpu: bool = False) -> Accelerator:
+    """Devices and processes; ``cpu`` leaves GPUs alone. Precision is the run's own matter, see Job.
 
     Raises UserError when a launcher started several processes that do not know of each other: they would all write
     the same files.
     """
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(
@@ -35,6 +35,26 @@ def make_accelerator() -> Accelerator:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False  # fp32 is what it says, also in the penalty of a bf16 run
     return accelerator
+
+
+class AgreedError(UserError):
+    """A mistake that ends every process of the run at the same point of the program."""
+
+
+@contextmanager
+def connected(cpu: bool = False) -> Iterator[Accelerator]:
+    """Devices and processes for a command; processes part at its end, if all of them have come to one.
+
+    Left to the interpreter's own end, gloo's threads abort the process now and then, after all work is done. A process
+    that fails alone does not part from the others: it could wait for them, and they for it, for ever.
+    """
+    accelerator = make_accelerator(cpu)
+    try:
+        yield accelerator
+    except (AgreedError, TrainingDivergedError, SystemExit):
+        accelerator.end_training()
+        raise
+    accelerator.end_training()
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
@@ -66,7 +86,7 @@ def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
 def _end_if(mistake: str | None, accelerator: Accelerator) -> None:
     if mistake is not None:
         if accelerator.is_main_process:
-            raise UserError(mistake)
+            raise AgreedError(mistake)
         raise SystemExit(2)
 
 

@@ -28,11 +28,11 @@ class Progress:
             size = shutil.get_terminal_size()  # tqdm's own look-up draws nothing where a terminal does not know its size
             self._bar = tqdm(total=total, initial=start, unit=unit, ncols=size.columns, nrows=size.lines, file=sys.stderr)
 
-    def advance(self, values: str = "") -> None:
-        """One more step is done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
-        self.done += 1
+    def advance(self, values: str = "", steps: int = 1) -> None:
+        """``steps`` more are done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
+        self.done += steps
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(steps)
             if values:
                 self._bar.set_postfix_str(values, refresh=False)
         elif self.shown and (values or self.done == self.total):

@@ -16,7 +16,7 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 
-from gan import checkpoints
+from gan import checkpoints, scores
 from gan.checkpoints import Checkpoint
 from gan.config import Config, check_processes, differences, keep_resolved, load_config, set_value, to_yaml, warnings
 from gan.data import Images
@@ -110,6 +110,8 @@ def start_folder(config: Config, images: Images, accelerator: Accelerator, step:
     with writing_to(folder):
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
+        checkpoints.mend_replaced(folder / "best")
+        scores.forget_training_after(folder, step or -1)  # without a checkpoint, step 0 is scored again too
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
@@ -170,17 +172,34 @@ def environment(config: Config, images: Images, accelerator: Accelerator, step: 
 def summary(config: Config) -> str:
     """Where everything of a finished run is, and what to type next."""
     folder = config.folder
-    last = last_values(folder / "metrics.jsonl")
+    last = last_values(folder / "metrics.jsonl", "d_loss")
     newest = checkpoints.steps(folder / "checkpoints")
     losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
     return "\n".join(
         [
             f"pictures:    {folder / 'samples'}",
             f"metrics:     {folder / 'metrics.jsonl'}{losses}",
+            *_score_lines(folder),
             f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
             f"next:        python -m gan sample {folder} --out grid.png --count 64 --seed 0",
         ]
     )
+
+
+def _score_lines(folder: Path) -> list[str]:
+    """What training scored last, of how much before; empty where it scored nothing."""
+    training = [record for record in scores.read(folder) if record["source"] == "training"]
+    if not training:
+        return []
+    series = [record for record in training if record["series"] == training[-1]["series"]]
+    best = min(series, key=scores.distance_of)
+    extractor = series[0]["provenance"]["extractor"]["extractor"]
+    return [
+        f"scores:      {folder / scores.FILE} (Frechet distance, {extractor}, {series[0]['protocol']}:"
+        f" {scores.distance_of(series[0]):.4g} at step {series[0]['step']},"
+        f" {scores.distance_of(series[-1]):.4g} at step {series[-1]['step']})",
+        f"best:        {folder / 'best'} (step {best['step']})",
+    ]
 
 
 def describe(config: Config, accelerator: Accelerator) -> str:

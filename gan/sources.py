@@ -24,12 +24,13 @@ class Source(Protocol):
     """Images by index, as Pillow reads them.
 
     ``fingerprint`` tells whether two sources hold the same images: by their pixels, a zip's by its checksums, a
-    directory's by names and sizes alone, since reading it all could take hours.
+    directory's by names and sizes alone, since reading it all could take hours. ``content`` reads it all.
     """
 
     def __len__(self) -> int: ...
     def read(self, index: int) -> Image.Image: ...
     def fingerprint(self) -> str: ...
+    def content(self) -> str: ...
 
 
 class ArraySource:
@@ -47,6 +48,8 @@ class ArraySource:
     def fingerprint(self) -> str:
         return hashlib.sha256(repr(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes()).hexdigest()
 
+    content = fingerprint
+
 
 class FolderSource:
     """The image files of a directory tree, by name, in the order of their paths. Class folders are just folders."""
@@ -59,16 +62,23 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int) -> Image.Image:
-        path = self.root / self.names[index]
+    def _bytes(self, name: str) -> bytes:
+        path = self.root / name
         try:
-            return _decode(path.read_bytes(), str(path))
+            return path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+    def read(self, index: int) -> Image.Image:
+        name = self.names[index]
+        return _decode(self._bytes(name), str(self.root / name))
 
     def fingerprint(self) -> str:
         sizes = ((self.root / name).stat().st_size for name in self.names)
         return _digest(f"{name}\0{size}" for name, size in zip(self.names, sizes, strict=True))
+
+    def content(self) -> str:
+        return _digest(f"{name}\0{hashlib.sha256(self._bytes(name)).hexdigest()}" for name in self.names)
 
 
 class ZipSource:
@@ -80,7 +90,7 @@ class ZipSource:
         try:
             entries = [e for e in self._archive().infolist() if not e.is_dir() and _is_image_name(e.filename)]
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"data.path={path}: not a .zip archive that can be read ({error}).") from None
+            raise UserError(f"{path}: not a .zip archive that can be read ({error}).") from None
         self.entries = sorted(entries, key=lambda entry: entry.filename)
 
     def __len__(self) -> int:
@@ -106,6 +116,8 @@ class ZipSource:
 
     def fingerprint(self) -> str:
         return _digest(f"{e.filename}\0{e.file_size}\0{e.CRC}" for e in self.entries)
+
+    content = fingerprint
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -192,10 +204,10 @@ def open_source(data: Data) -> Source:
     assert data.path is not None
     path = Path(data.path)
     if not path.exists():
-        raise UserError(f"data.path={path}: no such folder or .zip (looked at {path.resolve()}).")
+        raise UserError(f"{path}: no such folder or .zip (looked at {path.resolve()}).")
     source: Source = FolderSource(path) if path.is_dir() else ZipSource(path)
     if not len(source):
-        raise UserError(f"data.path={path}: holds no images. Expected files such as .png or .jpg, in class folders or not.")
+        raise UserError(f"{path}: holds no images. Expected files such as .png or .jpg, in class folders or not.")
     return source
 
 

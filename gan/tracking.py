@@ -51,12 +51,15 @@ def truncate_metrics(path: Path, step: int) -> None:
         file.truncate(end)
 
 
-def last_values(path: Path) -> dict[str, Any]:
-    """The last line of a metrics file; empty where there is none."""
+def last_values(path: Path, key: str) -> dict[str, Any]:
+    """The last line of a metrics file that has ``key``; empty where there is none."""
     if not path.exists():
         return {}
-    lines = path.read_bytes().splitlines()
-    return dict(json.loads(lines[-1])) if lines else {}
+    for line in reversed(path.read_bytes().splitlines()):
+        values: dict[str, Any] = json.loads(line)
+        if key in values:
+            return values
+    return {}
 
 
 class Tracker:

@@ -2,27 +2,36 @@
 
 import signal
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
+from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
-from gan import checkpoints, sampling
-from gan.config import Config, check_processes, flatten, warnings
+from gan import checkpoints, sampling, scores
+from gan.config import Config, check_processes, flatten, to_yaml, warnings
 from gan.data import BatchStream, Images, Share, load_images
 from gan.errors import UserError
 from gan.files import write_atomically
 from gan.processes import FiniteCheck, StopRequest, on_all, on_main
 from gan.progress import Progress, follow, say
 from gan.runs import hold, is_run, open_run, same_settings, start_folder
+from gan.scores import Score
 from gan.tracking import Tracker, check_trackers
 from gan.updates import Job, Metrics, Players, build_players, restore, snapshot, train_step
 
+# Scores a generator after a step. Called by all processes together; the main one gets the score.
+Evaluate: TypeAlias = Callable[[nn.Module, int], Score | None]
+OpenEvaluation: TypeAlias = Callable[[Config, Images, Accelerator], Evaluate]
 
-def train(config: Config, accelerator: Accelerator) -> int:
+
+def train(config: Config, accelerator: Accelerator, open_evaluation: OpenEvaluation | None = None) -> int:
     """Trains until ``config.training.steps``, going on from the newest checkpoint of the run in ``config.folder``.
+
+    ``open_evaluation`` gets ready what ``config.evaluation`` asks for; handed in, since nothing here imports eval.
 
     Returns 0, or the number of the signal that stopped it (after a checkpoint). Raises UserError for a mistake in the
     configuration, the images or the folder, TrainingDivergedError for numbers that are not finite.
@@ -47,6 +56,10 @@ def train(config: Config, accelerator: Accelerator) -> int:
     players = build_players(config, job.device)
     if checkpoint:
         restore(players, checkpoint)
+    evaluate = None
+    if config.evaluation.every:
+        assert open_evaluation is not None
+        evaluate = open_evaluation(config, images, accelerator)
     lock = on_all(accelerator, lambda: hold(config.folder) if main and lock is None else lock)
     on_main(accelerator, lambda: start_folder(config, images, accelerator, start))
     tracker = on_all(accelerator, lambda: _open_tracker(config, start) if main else None)
@@ -55,7 +68,7 @@ def train(config: Config, accelerator: Accelerator) -> int:
             say(f"warning: {warning}")
         say(f"{config.folder}: from step {start} to {config.training.steps}, {len(images):,} images, {job.describe()}")
     with closing(stream), tracker or nullcontext():
-        return _loop(players, stream, job, tracker, start)
+        return _loop(players, stream, job, tracker, start, evaluate)
 
 
 def _load_on_all(config: Config, accelerator: Accelerator) -> Images:
@@ -84,7 +97,7 @@ def _open_tracker(config: Config, start: int) -> Tracker:
     tracking = config.tracking
     return Tracker(
         config.folder,
-        start,
+        start or -1,  # without a checkpoint, what was recorded before the first step will be recorded again too
         settings=dict(flatten(config)),
         wandb=tracking.wandb,
         project=tracking.wandb_project,
@@ -92,7 +105,7 @@ def _open_tracker(config: Config, start: int) -> Tracker:
     )
 
 
-def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | None, start: int) -> int:
+def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | None, start: int, evaluate: Evaluate | None) -> int:
     """Steps ``start`` + 1 to the last. The main process has the ``tracker`` and writes; all compute the same steps."""
     config, total = job.config, job.config.training.steps
     health, stop = FiniteCheck(job.device), StopRequest(job.accelerator)
@@ -104,13 +117,16 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
 
     if tracker is not None and start == 0 and config.samples.every:
         save_samples(players, 0, config, tracker)
+    if evaluate is not None and start == 0:
+        save_score(players, 0, config, tracker, evaluate)
     with stop.listening(), progress:
         for step in range(start + 1, total + 1):  # counts G updates: the one that this step ends with
             metrics = train_step(players, stream, step - 1, job)
             health.note(step, metrics)
             stopping = stop.agreed()
             logging, picturing, saving = due(config.tracking.every), due(config.samples.every), due(config.checkpoint.every)
-            if logging or picturing or saving or stopping:
+            scoring = due(config.evaluation.every)
+            if logging or picturing or scoring or saving or stopping:
                 health.require(job.accelerator)
             shown = ""
             if logging:
@@ -120,6 +136,8 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
                     tracker.log(step, {**values, **_learning_rates(players), **rate.since_last(step)})
             if picturing and tracker is not None:
                 save_samples(players, step, config, tracker)
+            if scoring and evaluate is not None:
+                save_score(players, step, config, tracker, evaluate)
             if saving or stopping:
                 if tracker is not None:
                     tracker.flush()  # a checkpoint must not be newer than the record that leads to it
@@ -171,3 +189,18 @@ def save_samples(players: Players, step: int, config: Config, tracker: Tracker) 
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
     tracker.image(step, "samples", pixels)
+
+
+def save_score(players: Players, step: int, config: Config, tracker: Tracker | None, evaluate: Evaluate) -> None:
+    """Scores the averaged generator where there is one, and keeps it as best/ if no score of its kind was better."""
+    network = players.average or players.generator
+    score = evaluate(network, step)
+    if tracker is None or score is None:
+        return
+    best = scores.best_distance(config.folder, score.record["series"])
+    if best is None or score.distance < best:
+        name = "generator" if players.average is None else "ema"
+        checkpoints.replace_weights(config.folder / "best", step, {name: network.state_dict()}, to_yaml(config))
+    # Later than the weights: a kill between the two scores this step again, and replaces them by the same.
+    scores.append(config.folder, score.record)
+    tracker.log(step, score.curves)

@@ -1,0 +1,123 @@
+"""Scores as pure functions of features and logits: Frechet distance, inception score, KID, precision and recall."""
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.special
+import torch
+from numpy.typing import NDArray
+
+from eval.statistics import Accumulator, Moments
+from gan.errors import UserError
+
+Floats = NDArray[np.floating[Any]]
+# torch-fidelity's, so that the same features in the same order give its numbers.
+SEED = 2020
+
+
+def _check(name: str, values: Floats, least: int) -> None:
+    if len(values) < least:
+        raise UserError(f"{name}: needs at least {least} images, not {len(values)}.")
+    if not np.isfinite(values).all():
+        raise UserError(f"{name}: features are not finite: the images or the extractor's weights are damaged.")
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Frechet distance between two Gaussians (Dowson & Landau 1982), in float64; of Inception's features: the FID
+    (Heusel et al. 2017).
+
+    |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)). With S_b = R R^T the last trace is the sum of the square
+    roots of the eigenvalues of R^T S_a R, which is symmetric. R is kept with its Moments, so that a reference's is made
+    once. Nothing is added to the diagonals.
+
+    Raises ValueError when the two have different dimensions.
+    """
+    if a.dimensions != b.dimensions:
+        raise UserError(f"statistics of {a.dimensions} and of {b.dimensions} features do not compare: two extractors.")
+    # Either may be factored. A singular one has the narrower factor; else the one whose factor is there already.
+    if _rank(a) < _rank(b) or (_rank(a) == _rank(b) and "factor" in a.__dict__ and "factor" not in b.__dict__):
+        a, b = b, a
+    inner = b.factor.T @ a.covariance @ b.factor
+    # Rounding makes eigenvalues near zero negative.
+    eigenvalues = scipy.linalg.eigvalsh(inner, overwrite_a=True, check_finite=False).clip(min=0)
+    difference = a.mean - b.mean
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum())
+
+
+def _rank(moments: Moments) -> int:
+    """The most that the covariance's rank can be."""
+    return moments.dimensions if moments.count is None else min(moments.dimensions, moments.count - 1)
+
+
+def inception_score(logits: Floats, splits: int = 1, seed: int = SEED) -> tuple[float, float]:
+    """exp of the mean KL divergence between p(y|x) and p(y) (Salimans et al. 2016), of logits (N, classes), in float64.
+
+    Returns mean and deviation (ddof=0) over ``splits`` equal parts, shuffled by ``seed`` first, since images in the
+    order of their classes score lower. Raises ValueError for fewer images than splits.
+    """
+    _check("inception score", logits, max(splits, 1))
+    shuffled = logits[np.random.RandomState(seed).permutation(len(logits))].astype(np.float64)
+    scores = []
+    for index in range(splits):
+        part = shuffled[index * len(shuffled) // splits : (index + 1) * len(shuffled) // splits]
+        log_p = part - scipy.special.logsumexp(part, axis=1, keepdims=True)
+        log_mean = scipy.special.logsumexp(log_p, axis=0) - np.log(len(part))
+        scores.append(float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean())))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def kernel_distance(a: Floats, b: Floats, subsets: int = 100, size: int = 1000, seed: int = SEED) -> tuple[float, float]:
+    """KID (Binkowski et al. 2018): squared MMD with the kernel (x.y / D + 1)^3, unbiased, of features (N, D) and (M, D).
+
+    Returns mean and deviation (ddof=0) over ``subsets`` pairs of ``size`` images, drawn without replacement by ``seed``.
+    Raises ValueError when there are fewer images than ``size``, or ``size`` is below 2.
+    """
+    _check("KID", a, max(size, 2))
+    _check("KID", b, max(size, 2))
+    draw = np.random.RandomState(seed)
+    values = []
+    for _ in range(subsets):
+        x = a[draw.choice(len(a), size, replace=False)].astype(np.float64)
+        y = b[draw.choice(len(b), size, replace=False)].astype(np.float64)
+        within = sum(float(k.sum() - np.trace(k)) for k in (_cubic(x, x), _cubic(y, y))) / (size * (size - 1))
+        values.append(within - 2 * float(_cubic(x, y).mean()))
+    return float(np.mean(values)), float(np.std(values))
+
+
+def _cubic(x: Floats, y: Floats) -> Floats:
+    kernel: Floats = (x @ y.T / x.shape[1] + 1) ** 3
+    return kernel
+
+
+def precision_recall(generated: Floats, real: Floats, neighbours: int = 3) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019): the share of generated images within the k-nearest-neighbour
+    balls of the real ones, and of real within those of the generated, of features (N, D) and (M, D).
+
+    torch-fidelity's function, on float64: in float32 its distances of near images lose all digits. Raises ValueError for
+    fewer than k + 1 images.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    _check("precision and recall", generated, neighbours + 1)
+    _check("precision and recall", real, neighbours + 1)
+    fake, true = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (generated, real))
+    precision, recall = calculate_precision_recall_part(fake, true, neighborhood=neighbours, batch_size=1000)
+    return float(precision), float(recall)
+
+
+def infinite_frechet_distance(generated: Floats, reference: Moments, points: int = 10, seed: int = SEED) -> float:
+    """FID-infinity (Chong & Forsyth 2020): the Frechet distance's bias falls as 1/N, so a line through its values at
+    ``points`` sizes N against 1/N is read off at 1/N = 0. Generated features (N, D).
+
+    Sizes are spaced evenly from a fifth of all to all, nested, in an order shuffled by ``seed`` (the paper draws each
+    anew). The reference's own bias stays. Raises ValueError for fewer images than 10 ``points``.
+    """
+    _check("FID-infinity", generated, 10 * points)
+    order = np.random.RandomState(seed).permutation(len(generated))
+    sizes = np.linspace(len(generated) / 5, len(generated), points).round().astype(int)
+    accumulator, distances = Accumulator(generated.shape[1]), []
+    for start, end in zip([0, *sizes[:-1]], sizes, strict=True):
+        accumulator.update(generated[order[start:end]])
+        distances.append(frechet_distance(accumulator.moments(), reference))
+    return float(np.polyfit(1 / sizes, distances, 1)[1])

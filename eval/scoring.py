@@ -1,0 +1,361 @@
+"""Where generators and data sets meet the protocols: what is scored, against what, and what of it is kept."""
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eval import protocols
+from eval.extractors import Extractor, load_extractor
+from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget
+from eval.protocols import PROTOCOLS, Protocol, Reference, Result
+from eval.statistics import Moments, load_moments
+from gan import checkpoints, sampling, scores
+from gan.config import Config, Data
+from gan.data import Images, load_images, to_pixels
+from gan.errors import UserError
+from gan.files import write_atomically
+from gan.generators import TrainedGenerator
+from gan.processes import on_all, on_main
+from gan.scores import Score
+from gan.sources import Source, open_source
+
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
+QUANTISATION = "uint8, rounded"
+
+
+def team_of(accelerator: Accelerator) -> Team:
+    """The processes of ``accelerator``, for a shared extraction."""
+
+    def gather(own: NDArray[Any]) -> NDArray[Any]:
+        joined: Tensor = accelerator.gather(torch.from_numpy(own).to(accelerator.device))
+        return joined.cpu().numpy()
+
+    return Team(
+        accelerator.process_index,
+        accelerator.num_processes,
+        gather,
+        lambda function: on_main(accelerator, function),
+        lambda function: on_all(accelerator, function),
+    )
+
+
+class StoredImages:
+    """Images of a data set, folder or zip, at one size, in one number of channels."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.identity = {
+            "content": images.source.content(),
+            "count": len(images),
+            "image": [images.channels, images.size, images.size],
+            "fit": "shorter side scaled (Lanczos), centre-cropped",
+        }
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, count: int) -> Tensor:
+        return torch.stack([self.images[index] for index in range(start, start + count)])
+
+
+class NativeImages:
+    """A source's images as they are, in three channels. All must be of one size."""
+
+    def __init__(self, source: Source, spec: str) -> None:
+        self.source, self.spec = source, spec
+        self.shape = self._pixels(0).shape
+        self.identity = {"content": source.content(), "count": len(source), "image": list(self.shape), "fit": "as they are"}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        return to_pixels(self.source.read(index), 3)
+
+    def read(self, start: int, count: int) -> Tensor:
+        images = []
+        for index in range(start, start + count):
+            pixels = self._pixels(index)
+            if pixels.shape != self.shape:
+                (_, height, width), (_, other_height, other_width) = self.shape, pixels.shape
+                raise UserError(
+                    f"{self.spec}: images of mixed sizes (the first is {width}x{height}, number {index + 1}"
+                    f" {other_width}x{other_height}). Give --size {min(height, width)} to scale and crop all to one."
+                )
+            images.append(torch.from_numpy(pixels))
+        return torch.stack(images)
+
+
+class GeneratedImages:
+    """The samples 0, 1, 2, ... of a seed."""
+
+    def __init__(self, network: nn.Module, config: Config, weights: str, seed: int) -> None:
+        self.network, self.seed, self.latent_dim = network, seed, config.model.latent_dim
+        name = "ema" if weights == "ema" else "generator"
+        self.identity = {
+            "generator_sha256": checkpoints.checksum(name, network.state_dict()),
+            "weights": weights,
+            "seed": seed,
+            "quantisation": QUANTISATION,
+        }
+
+    def __len__(self) -> int:
+        return 2**63 - 1
+
+    def read(self, start: int, count: int) -> Tensor:
+        pieces = sampling.generate(self.network, seed=self.seed, start=start, count=count, latent_dim=self.latent_dim)
+        return torch.cat(list(pieces))
+
+
+def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> Data:
+    """What a SPEC names: NAME[:SPLIT], or a path of a folder or zip. ``folder`` is where the files of a NAME are or go.
+
+    Raises UserError for anything else.
+    """
+    name, _, split = spec.partition(":")
+    if name not in DATASETS:
+        if not Path(spec).exists():
+            raise UserError(
+                f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor a folder or .zip that is there."
+            )
+        return Data(name="folder", path=spec, image_size=size, channels=channels)
+    if split not in ("", "train", "test") or (split == "test" and name == "digits"):
+        expected = "has no splits" if name == "digits" else "expected train or test after the colon"
+        raise UserError(f"{spec}: {expected}.")
+    return Data(
+        name=name,  # type: ignore[arg-type]
+        split="test" if split == "test" else "train",
+        path=folder,
+        image_size=size,
+        channels=channels,
+    )
+
+
+def open_images(spec: str, *, size: int | None, folder: str | None = None) -> ImageSet:
+    """The images of a SPEC in three channels, for comparing two sets: as they are, or scaled and cropped to ``size``.
+
+    Raises UserError for fewer than two, or images of mixed sizes where no ``size`` is given.
+    """
+    opened: ImageSet
+    if size is not None:
+        opened = StoredImages(load_images(data_of(spec, size=size, channels=3, folder=folder)))
+    else:
+        opened = NativeImages(open_source(data_of(spec, channels=3, folder=folder)), spec)
+    if len(opened) < 2:
+        raise UserError(f"{spec}: one image. A covariance needs at least 2, a score thousands.")
+    return opened
+
+
+def load_statistics(path: Path, extractor: Extractor, made_by: str | None) -> Moments:
+    """Statistics from ``path``. Raises UserError for those of another extractor or another size."""
+    moments = load_moments(path, made_by=made_by)
+    protocols.check_same_extractor(extractor.identity, moments.provenance.get("extractor", {}), str(path))
+    if moments.dimensions != extractor.dimensions:
+        raise UserError(
+            f"{path}: statistics of {moments.dimensions} features, {extractor.name} has {extractor.dimensions}: made by another"
+            " extractor."
+        )
+    return moments
+
+
+def versions() -> dict[str, str]:
+    """Of what a score's digits may depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@dataclass(frozen=True)
+class Judge:
+    """An extractor and the real images that generators are compared with."""
+
+    extractor: Extractor
+    reference: Reference | None  # on the main process alone
+    floor_images: Features | None
+    team: Team
+    device: str
+
+    def floor(self, protocol: Protocol) -> Result | None:
+        """The protocol's floor, kept beside the reference's features: it costs as much as a score."""
+        assert self.reference is not None
+        if self.reference.features is None:
+            return None
+        held_out = self.floor_images
+        name = digest([asdict(protocol), held_out.images if held_out else None, versions()])
+        images = self.reference.features.images
+        place = cache_folder(images, self.extractor) / f"floor-{name}.json"
+        try:
+            kept: Result = json.loads(place.read_text())
+            return kept
+        except (OSError, ValueError):
+            pass
+        result = protocols.floor(self.reference, protocol, held_out)
+        write_atomically(place, json.dumps(result).encode())
+        return result
+
+    def score(
+        self, features: Features | None, protocol: Protocol, config: Config, step: int, source: str
+    ) -> dict[str, Any] | None:
+        """The record of one score, on the main process; None on the others."""
+
+        def record() -> dict[str, Any]:
+            assert features is not None and self.reference is not None
+            data = config.data
+            assert data.channels is not None
+            provenance = {
+                "image": {"shape": [data.channels, data.image_size, data.image_size], "quantisation": QUANTISATION},
+                "weights": features.images["weights"],
+                "seed": features.images["seed"],
+                "step": step,
+                "dtype": "float32 features, float64 scores",
+                "device": self.device,
+                "versions": versions(),
+            }
+            result = protocols.score(features, self.reference, protocol, self.floor(protocol), provenance)
+            compared = {key: result["provenance"][key] for key in protocols.COMPARED}
+            return {"step": step, "source": source, "series": digest(compared), **result}
+
+        return _on_main_only(self.team, record)
+
+
+def _on_main_only(team: Team, function: Any) -> Any:
+    """``function``'s result on the main process, None on the others; a mistake ends all."""
+    return team.on_all(lambda: function() if team.is_main else None)
+
+
+def make_judge(
+    accelerator: Accelerator,
+    extractor: Extractor,
+    reference: ImageSet | Reference,
+    floor: ImageSet | None = None,
+) -> Judge:
+    """Extracts the real images' features, as far as they are not kept already."""
+    team = team_of(accelerator)
+    if not isinstance(reference, Reference):
+        features = extract(reference, extractor, team=team)
+        opened = Reference(features) if features is not None else None
+    else:
+        opened = reference
+    held_out = extract(floor, extractor, team=team) if floor is not None else None
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return Judge(extractor, opened if team.is_main else None, held_out, team, name)
+
+
+def stored(config: Config, spec: str | None, folder: str | None = None) -> StoredImages:
+    """Real images as a run sees them, at its size and in its channels: those of ``spec``, or its own."""
+    data = config.data
+    if spec is not None:
+        own = data.path if spec.partition(":")[0] == data.name else None
+        data = data_of(spec, size=data.image_size, channels=data.channels, folder=folder or own)
+    elif folder is not None:
+        data = replace(data, path=folder)
+    return StoredImages(load_images(data))
+
+
+def reference_of(
+    config: Config, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
+) -> StoredImages | Reference:
+    """What a run's generator is compared with: statistics, or real images."""
+    if spec is not None and spec.endswith(".npz"):
+        return Reference(None, load_statistics(Path(spec), extractor, made_by))
+    return stored(config, spec, folder)
+
+
+def score_generator(
+    generator: TrainedGenerator, judge: Judge, wanted: Sequence[Protocol], *, seed: int, batch: int
+) -> list[dict[str, Any]]:
+    """Scores under each of the protocols, added to the run's scores.jsonl. A score that is there already is not made again.
+
+    Returns the records on the main process. Features of generated images are kept until all scores are written.
+    """
+    images = GeneratedImages(generator.network, generator.config, generator.weights, seed)
+    folder = folder_of(generator)
+    team = judge.team
+
+    def done(protocol: Protocol) -> dict[str, Any] | None:
+        assert judge.reference is not None
+        compared = {
+            "protocol": asdict(protocol),
+            "extractor": judge.extractor.identity,
+            "reference": judge.reference.identity(protocol),
+        }
+        for record in scores.read(folder):
+            found = record["provenance"]
+            same = all(found.get(key) == value for key, value in compared.items())
+            if same and record["source"] == "command" and found["generated"] == images.identity:
+                return record
+        return None
+
+    existing = team.on_main(lambda: {p.name: record for p in wanted if (record := done(p)) is not None})
+    missing = [protocol for protocol in wanted if protocol.name not in existing]
+    if missing:
+        features = extract(images, judge.extractor, count=max(p.total for p in missing), team=team, batch=batch)
+        for protocol in missing:
+            record = judge.score(features, protocol, generator.config, generator.step, "command")
+            if record is not None:
+                scores.append(folder, record)
+                existing[protocol.name] = record
+        if team.is_main:
+            forget(images, judge.extractor)
+    return [existing[protocol.name] for protocol in wanted if protocol.name in existing]
+
+
+def folder_of(generator: TrainedGenerator) -> Path:
+    """Where a generator's scores are written: its run's folder, or its own where it is an export."""
+    run = generator.folder.parent.parent
+    if generator.folder.parent.name == "checkpoints" and (run / "config.yaml").exists():
+        return run
+    parent = generator.folder.parent
+    return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
+
+
+class TrainingEvaluation:
+    """Scores a generator while it is trained. Draws nothing from a global random state and changes no network."""
+
+    def __init__(self, config: Config, judge: Judge) -> None:
+        self.config, self.judge = config, judge
+        self.protocol = PROTOCOLS[config.evaluation.protocol]
+
+    def __call__(self, network: nn.Module, step: int) -> Score | None:
+        weights = "ema" if self.config.training.ema_decay > 0 else "raw"
+        images = GeneratedImages(network, self.config, weights, seed=0)
+        features = extract(images, self.judge.extractor, count=self.protocol.total, team=self.judge.team, keep=False, shown=False)
+        record = self.judge.score(features, self.protocol, self.config, step, "training")
+        if record is None:
+            return None
+        prefix = f"{self.protocol.name}/{self.judge.extractor.name}"
+        found = record["scores"]
+        curves = {f"{prefix}/{name}": found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name]}
+        curves |= {f"{prefix}/{name}": found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name]}
+        return Score(record, curves, scores.distance_of(record))
+
+
+def open_evaluation(config: Config, images: Images, accelerator: Accelerator) -> TrainingEvaluation:
+    """What ``config.evaluation`` asks for, with the reference's features at hand. Called by all processes together.
+
+    Raises UserError when the extractor's weights or the reference cannot be had.
+    """
+    settings = config.evaluation
+    weights = Path(settings.weights) if settings.weights else None
+
+    def load() -> Extractor:
+        return load_extractor(settings.extractor, weights, accelerator.device)
+
+    # One process of each machine downloads, the others find it there.
+    first = on_all(accelerator, lambda: load() if accelerator.is_local_main_process else None)
+    extractor = on_all(accelerator, lambda: first or load())
+    reference = on_all(
+        accelerator,
+        lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
+    )
+    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference))
