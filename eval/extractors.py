@@ -133,8 +133,8 @@ def _efficientnet_lite0(weights: Path | None, device: torch.device) -> Extractor
     network: Any = _ready(_fitting(build, path), device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        images = images.float().contiguous(memory_format=torch.channels_last)
-        images = F.interpolate(images, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        images = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
+        images = images.contiguous(memory_format=torch.channels_last)
         features = network.extract_features((images - 127) / 128).mean((2, 3))  # the lite models' own normalisation
         return features, network._fc(features)
 

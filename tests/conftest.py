@@ -1,7 +1,7 @@
 """What tests share: real images where they are, tiny runs, and the command line as a user calls it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 
 TINY = [
     "model.generator.channels=4", "model.discriminator.channels=4", "model.latent_dim=8", "training.batch_size=8",
-    "samples.count=4", "tracking.every=1", "training.precision=fp32",
+    "samples.count=4", "tracking.every=1", "training.precision=fp32", "evaluation.every=0",
 ]  # fmt: skip
 
 
@@ -29,6 +29,14 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("MSNGAN_DATA is not set: the folder with cifar10-test.zip and mnist-test.zip")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features are kept apart from the user's own; processes that tests start inherit this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MSNGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -107,7 +107,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no checkpoint left": ([*AGAIN, "run.name=ruined"], "no whole checkpoint left"),
     "other images": ([*AGAIN, "run.name=other_images"], "its images are not those"),
     "no write permission": (["run.dir=/proc/nowhere"], "Set run.dir to a folder that can"),
-    "scoring is not there": (["evaluation.every=5"], "evaluation.every"),
+    "weights that are not there": (["evaluation.every=5", "evaluation.weights={}/none.pth"], "none.pth: cannot be read"),
+    "reference that is not there": (["evaluation.every=5", "evaluation.reference={}/none"], "neither a data set"),
+    "unknown protocol": (["evaluation.protocol=fast"], "evaluation.protocol"),
 }  # fmt: skip
 
 

@@ -18,7 +18,9 @@ from tests.conftest import command
 from tests.workers import in_process, run_together, train_and_die, train_here, train_to_the_end
 
 TIMINGS = ("images_per_second", "seconds")
-STEPS = ["training.steps=6", "checkpoint.every=2", "checkpoint.keep=1", "samples.every=3", "training.batch_size=4"]
+STEPS = [
+    "training.steps=6", "checkpoint.every=2", "checkpoint.keep=1", "samples.every=3", "training.batch_size=4", "evaluation.every=3",
+]  # fmt: skip
 
 
 def contents(run: Path) -> dict[str, object]:
@@ -55,7 +57,7 @@ def test_two_steps_and_two_more_are_four(tmp_path: Path, tiny: Callable[..., lis
                 assert all(torch.equal(value, parts.optimizers[player]["state"][index][key]) for key, value in moments.items())
 
 
-PARTS = ["checkpoint.every=2", "checkpoint.keep=1", "samples.every=2"]
+PARTS = ["checkpoint.every=2", "checkpoint.keep=1", "samples.every=2", "evaluation.every=1"]
 HARD = [
     "training.precision=bf16", "loss.name=wgan-gp", "model.discriminator.norm=spectral", "training.d_steps=2", "data.flip=true",
     "data.memory_gb=0", "data.workers=1", "training.accumulation=2", "optimizer.name=rmsprop",

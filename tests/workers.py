@@ -19,10 +19,11 @@ from gan.data import BatchStream, Share, load_images
 from gan.processes import make_accelerator
 from gan.runs import resolve
 from gan.updates import Job, build_players, train_step
+from tests.small import scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.workers", "gan.training", "sklearn.datasets"])
+_context.set_forkserver_preload(["tests.workers", "gan.training", "eval.scoring", "sklearn.datasets"])
 
 
 def run_together(processes: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -118,17 +119,20 @@ def train_and_die(arguments: list[str], at: int) -> None:
     for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "write"):
         setattr(os, name, deadly(getattr(os, name)))
     torch.set_num_threads(1)
+    scale_down()
     code = cli.run(lambda: program.main(arguments))
     os._exit(99 if code == 0 else code)
 
 
 def train_to_the_end(arguments: list[str]) -> None:
     torch.set_num_threads(1)
+    scale_down()
     os._exit(cli.run(lambda: program.main(arguments)))
 
 
 def train_here(arguments: list[str]) -> None:
     """``train.py`` in a process that has been set up by ``run_together``."""
+    scale_down()
     assert cli.run(lambda: program.main(arguments)) == 0
 
 

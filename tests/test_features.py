@@ -1,0 +1,158 @@
+"""Extraction: the same features however it is interrupted, shared or cached."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval import features as module
+from eval import scoring
+from eval.features import PART, cache_folder, extract, forget
+from gan.data import load_images
+from gan.errors import UserError
+from gan.processes import connected
+from tests.small import SmallImages, small_extractor
+from tests.workers import run_together
+
+COUNT = 2 * PART + 100
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
+
+
+def direct(images: SmallImages) -> tuple[np.ndarray, np.ndarray | None]:
+    return small_extractor()(images.pixels)
+
+
+def test_features_are_those_of_the_images_in_their_order() -> None:
+    images = SmallImages(COUNT)
+    found = extract(images, small_extractor())
+    assert found is not None
+    np.testing.assert_allclose(found.values, direct(images)[0], rtol=1e-6)
+    np.testing.assert_allclose(found.logits, direct(images)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        extract(SmallImages(COUNT, stop_at=PART + 70), small_extractor())
+    again = SmallImages(COUNT)
+    found = extract(again, small_extractor())
+    assert found is not None
+    assert again.reads == COUNT - PART
+    undisturbed = extract(again, small_extractor(), keep=False)
+    assert undisturbed is not None
+    assert (found.values == undisturbed.values).all()
+
+
+def test_the_cache_is_found_by_content_and_extractor() -> None:
+    extract(SmallImages(PART), small_extractor())
+    same, other = SmallImages(PART), SmallImages(PART, seed=1)
+    extract(same, small_extractor())
+    assert same.reads == 0
+    extract(other, small_extractor())
+    assert other.reads == PART
+    extract(same, small_extractor("another network"))
+    assert same.reads == PART
+
+
+def test_more_images_of_the_same_set_take_only_the_rest() -> None:
+    images = SmallImages(COUNT)
+    extract(images, small_extractor(), count=PART)
+    extract(images, small_extractor(), count=2 * PART)
+    assert images.reads == 2 * PART
+
+
+def test_a_forgotten_set_is_extracted_again() -> None:
+    images = SmallImages(PART)
+    extract(images, small_extractor())
+    forget(images, small_extractor())
+    extract(images, small_extractor())
+    assert images.reads == 2 * PART
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "another shape"])
+def test_a_damaged_part_is_noticed_and_made_again(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    images, extractor = SmallImages(COUNT), small_extractor()
+    whole = extract(images, extractor)
+    part = sorted(cache_folder(images.identity, extractor).glob("*.npz"))[1]
+    content = bytearray(part.read_bytes())
+    if damage == "cut off":
+        part.write_bytes(content[:-9])
+    elif damage == "changed":
+        content[len(content) // 2] ^= 1
+        part.write_bytes(content)
+    elif damage == "empty":
+        part.write_bytes(b"")
+    else:
+        np.savez(part, features=np.zeros((3, 12), np.float32), logits=np.zeros((3, 4), np.float32))
+    images.reads = 0
+    again = extract(images, extractor)
+    assert whole is not None
+    assert again is not None
+    assert (again.values == whole.values).all()
+    assert images.reads == PART
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="MSNGAN_CACHE"):
+        extract(SmallImages(3), small_extractor())
+
+
+def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None:
+    for name, value in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.new("RGB", (32, 32), (value, index, 0)).save(tmp_path / name / f"{index}.bmp")
+    a, b, c = (
+        scoring.StoredImages(load_images(scoring.data_of(str(tmp_path / name), size=32, channels=3))).identity for name in "abc"
+    )
+    assert a == b
+    assert (tmp_path / "a/0.bmp").stat().st_size == (tmp_path / "c/0.bmp").stat().st_size, "told apart by content, not size"
+    assert a["content"] != c["content"]
+
+
+def _extract_together(out: Path) -> None:
+    with connected() as accelerator:
+        team = scoring.team_of(accelerator)
+        found = extract(SmallImages(PART + 200), small_extractor(), team=team, keep=False)
+        if found is None:
+            assert not team.is_main
+        else:
+            assert found.logits is not None
+            torch.save([torch.from_numpy(found.values), torch.from_numpy(found.logits)], out / f"{team.size}.pt")
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_features_of_one_to_the_bit(tmp_path: Path) -> None:
+    for processes in (1, 2, 3):
+        run_together(processes, _extract_together, tmp_path)
+    one, *others = (torch.load(tmp_path / f"{processes}.pt", weights_only=True) for processes in (1, 2, 3))
+    for other in others:
+        assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+    import threading
+
+    images, extractor = SmallImages(10), small_extractor()
+    folder = cache_folder(images.identity, extractor)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN)).start()
+        assert extract(images, extractor) is not None
+    assert "waiting" in capsys.readouterr().err
+
+
+def test_a_batch_holds_as_many_images_as_the_generator_makes_at_once() -> None:
+    from gan.sampling import CHUNK
+
+    assert module.BATCH == CHUNK

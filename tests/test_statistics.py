@@ -1,0 +1,113 @@
+"""Moments: streamed, merged, written for others and read from them."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eval.statistics import Accumulator, Moments, load_moments, moments_of, save_moments
+from gan.errors import UserError
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.floats(-1e3, 1e3), st.integers(0, 99))
+def test_pieces_and_merged_parts_give_numpys_covariance(sizes: list[int], dimensions: int, offset: float, seed: int) -> None:
+    draw = np.random.RandomState(seed)
+    pieces = [draw.randn(size, dimensions) + offset for size in [*sizes, 2]]
+    streamed, merged = Accumulator(dimensions), Accumulator(dimensions)
+    for piece in pieces:
+        streamed.update(piece)
+        merged.merge(Accumulator(dimensions).update(piece))
+    together = np.concatenate(pieces)
+    for moments in (streamed.moments(), merged.moments()):
+        np.testing.assert_allclose(moments.mean, together.mean(0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(moments.covariance, np.cov(together, rowvar=False).reshape(dimensions, -1), atol=1e-8)
+        assert moments.count == len(together)
+
+
+@given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 99))
+def test_the_factor_gives_the_covariance_back(count: int, dimensions: int, seed: int) -> None:
+    moments = moments_of(np.random.RandomState(seed).randn(count, dimensions))
+    factor = moments.factor
+    np.testing.assert_allclose(factor @ factor.T, moments.covariance, atol=1e-10)
+    assert factor.shape[1] <= max(1, min(dimensions, count - 1))
+
+
+def test_one_image_and_numbers_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 2"):
+        moments_of(np.ones((1, 3)))
+    with pytest.raises(UserError, match="not finite"):
+        moments_of(np.array([[1.0, np.inf], [0.0, 1.0]]))
+
+
+def test_written_statistics_come_back_and_pytorch_fid_reads_them(tmp_path: Path) -> None:
+    from pytorch_fid.fid_score import compute_statistics_of_path
+
+    moments = moments_of(np.random.RandomState(0).randn(20, 3), {"extractor": {"extractor": "inception"}})
+    save_moments(tmp_path / "x.npz", moments)
+    again = load_moments(tmp_path / "x.npz")
+    assert (again.mean == moments.mean).all()
+    assert (again.covariance == moments.covariance).all()
+    assert (again.count, again.provenance) == (20, moments.provenance)
+    mu, sigma = compute_statistics_of_path(str(tmp_path / "x.npz"), None, 1, 2048, "cpu", 0)
+    assert (mu == moments.mean).all()
+    assert (sigma == moments.covariance).all()
+
+
+def test_a_foreign_file_is_read_when_the_user_says_who_made_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(4, np.float32), sigma=np.eye(4, dtype=np.float32))
+    with pytest.raises(UserError, match="--made-by"):
+        load_moments(tmp_path / "foreign.npz")
+    moments = load_moments(tmp_path / "foreign.npz", made_by="inception-pytorch-fid")
+    assert moments.provenance["extractor"] == {"extractor": "inception-pytorch-fid"}
+    assert moments.count is None
+    assert moments.covariance.dtype == np.float64
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("harm"),))  # type: ignore[return-value]
+
+
+def _file(**arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+EYE = np.eye(3)
+BAD = {
+    "text": b"no archive",
+    "empty": b"",
+    "cut off": _file(mu=EYE[0], sigma=EYE)[:-40],
+    "pickle": pickle.dumps({"mu": 1}),
+    "object arrays": _file(mu=np.array([Code()], dtype=object), sigma=EYE),
+    "other arrays": _file(features=EYE),
+    "sigma of another size": _file(mu=EYE[0], sigma=np.eye(4)),
+    "a scalar mean": _file(mu=np.float64(3), sigma=EYE),
+    "whole numbers": _file(mu=np.arange(3), sigma=EYE),
+    "not finite": _file(mu=EYE[0] * np.nan, sigma=EYE),
+    "not symmetric": _file(mu=EYE[0], sigma=np.triu(np.ones((3, 3)))),
+    "negative variance": _file(mu=EYE[0], sigma=-EYE),
+    "damaged provenance": _file(mu=EYE[0], sigma=EYE, provenance=np.array("{")),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_holds_no_statistics_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npz").write_bytes(BAD[name])
+    with pytest.raises(UserError, match=r"x\.npz: ") as caught:
+        load_moments(tmp_path / "x.npz", made_by="inception")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "harm").exists(), "code of the file was run"
+
+
+def test_provenance_is_json_beside_the_arrays(tmp_path: Path) -> None:
+    save_moments(tmp_path / "x.npz", Moments(np.zeros(2), np.eye(2), 9, {"b": 1, "a": [2]}))
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
+        assert json.loads(str(file["provenance"])) == {"a": [2], "b": 1}
