@@ -299,6 +299,7 @@ def score_generator(
     existing = team.on_main(lambda: {p.name: record for p in wanted if (record := done(p)) is not None})
     missing = [protocol for protocol in wanted if protocol.name not in existing]
     if missing:
+        _on_main_only(team, lambda: [judge.reference.part(p) for p in missing])  # too few real images are told before the work
         features = extract(images, judge.extractor, count=max(p.total for p in missing), team=team, batch=batch)
         for protocol in missing:
             record = judge.score(features, protocol, generator.config, generator.step, "command")

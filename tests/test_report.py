@@ -1,0 +1,190 @@
+"""Table II: rows, averages, refusals, and a page that a browser shows."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import __main__ as program
+from eval import protocols, results
+from eval.features import Features
+from eval.protocols import Reference
+from eval.report import PUBLISHED, markdown, write_report
+from gan import cli, scores
+from gan.config import load_config
+from tests.small import PAPER, QUICK
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(finished_run: Path, tmp_path: Path) -> Make:
+    """A scored run: real records of random features, ``shift`` away from the reference's."""
+
+    def run(name: str, *settings: str, shift: float = 1.0, extractor: str = "efficientnet-lite0", seed: int = 0) -> Path:
+        folder = tmp_path / "runs" / name
+        shutil.copytree(finished_run, folder)
+        changed = load_config(folder / "config.yaml", [*settings, f"seed={seed}", f"run.name={name}"])
+        from gan.config import to_yaml
+
+        (folder / "config.yaml").write_text(to_yaml(changed))
+        draw = np.random.RandomState(seed)
+        identity = {"extractor": extractor, "weights_sha256": "0"}
+        reference = Reference(features(np.random.RandomState(99), 0, identity))
+        for step, distance in ((0, shift + 3), (4, shift)):
+            for protocol in (QUICK, PAPER):
+                own = features(draw, distance, identity)
+                provenance = {"step": step, "image": [1, 32, 32], "weights": "ema", "seed": 0}
+                floor = protocols.floor(reference, protocol)
+                record = protocols.score(own, reference, protocol, floor, provenance)
+                scores.append(folder, {"step": step, "source": "command", "series": protocol.name, **record})
+        return folder
+
+    return run
+
+
+def features(draw: np.random.RandomState, shift: float, extractor: dict[str, str]) -> Features:
+    logits = (4 * draw.randn(400, 5)).astype(np.float32)
+    return Features((draw.randn(400, 6) + shift).astype(np.float32), logits, {"content": "x", "weights": "ema"}, extractor)
+
+
+BN = ["loss.name=wgan-gp", "model.discriminator.norm=batch"]
+SN = ["model.discriminator.norm=spectral"]
+MSN = ["model.discriminator.norm=mean_spectral"]
+
+
+def table2(*arguments: object) -> int:
+    return cli.run(lambda: program.main(["table2", *map(str, arguments)]))
+
+
+def read(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (folder / "table2.csv").open() as file:
+        return {(line["model"], line["protocol"]): line for line in csv.DictReader(file)}
+
+
+def test_rows_come_in_the_papers_order_with_real_data_first(make: Make, tmp_path: Path) -> None:
+    runs = [make("m", *MSN), make("w", *BN), make("s", *SN), make("c", "loss.name=wgan", "loss.clip=0.01", *BN[1:])]
+    assert table2(*runs, "--out", tmp_path / "t") == 0
+    lines = read(tmp_path / "t")
+    paper = [model for model, protocol in lines if protocol == "paper"]
+    assert paper == ["Real data", "WGAN-GP (with BN)", "SNGAN", "MSNGAN", "WGAN (with BN, clipped at 0.01)"]
+    record = [r for r in scores.read(runs[2]) if (r["protocol"], r["step"]) == ("paper", 4)][0]
+    assert float(lines["SNGAN", "paper"]["fid"]) == record["scores"]["fid"]["mean"]
+    assert float(lines["SNGAN", "paper"]["fid_std"]) == record["scores"]["fid"]["std"]
+    assert float(lines["Real data", "paper"]["fid"]) == record["floor"]["fid"]["mean"]
+    assert float(lines["Real data", "paper"]["inception_score"]) == record["floor"]["inception_score"]["mean"]
+
+
+def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(make: Make, tmp_path: Path) -> None:
+    runs = [make(f"s{seed}", *SN, seed=seed) for seed in range(3)]
+    assert table2(*runs, make("m", *MSN), "--out", tmp_path / "t") == 0
+    each = [[r for r in scores.read(run) if (r["protocol"], r["step"]) == ("paper", 4)][0] for run in runs]
+    means = [record["scores"]["fid"]["mean"] for record in each]
+    line = read(tmp_path / "t")["SNGAN", "paper"]
+    assert float(line["fid"]) == pytest.approx(np.mean(means))
+    assert float(line["fid_std"]) == pytest.approx(np.std(means, ddof=1))
+    assert line["trainings"] == "3"
+    text = (tmp_path / "t" / "table2.md").read_text()
+    assert "over trainings with different seeds, ddof=1 (SNGAN)" in text
+    assert "one trained generator, ddof=0 (Real data, MSNGAN)" in text
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(make: Make, tmp_path: Path) -> None:
+    assert table2(make("a", *SN), make("b", *SN, "optimizer.d_lr=0.001"), "--out", tmp_path / "t") == 0
+    models = {model for model, _ in read(tmp_path / "t")}
+    assert models == {"Real data", "SNGAN [optimizer.d_lr=0.0002]", "SNGAN [optimizer.d_lr=0.001]"}
+
+
+def test_published_numbers_stand_only_beside_cifar10_under_the_literatures_network(make: Make) -> None:
+    def text(*arguments: object, **keywords: str) -> str:
+        return markdown(results.collect([make(*arguments, **keywords)]))  # type: ignore[arg-type]
+
+    cifar = "data.name=cifar10"
+    assert "| 7.39 ± 0.07 | 29.8 |" in text("a", *MSN, cifar, extractor="inception")
+    assert "29.8" not in text("b", *MSN, cifar)
+    assert "29.8" not in text("c", *MSN, extractor="inception")
+    assert PUBLISHED["SNGAN"] == (7.42, 0.08, 29.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p["extractor"].update(weights_sha256="1"), "extractor.weights_sha256: 0 and 1"),
+        (lambda p: p["protocol"].update(samples=7), "protocol.samples: 40 and 7"),
+        (lambda p: p["reference"].update(count=7), "reference.count"),
+        (lambda p: p.update(weights="raw"), "weights: ema and raw"),
+        (lambda p: p.update(seed=3), "seed: 0 and 3"),
+    ],
+)
+def test_scores_of_another_provenance_are_refused(
+    change: Callable[[dict[str, dict[str, object]]], None], words: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make("a", *SN), make("b", *MSN)]
+    records = scores.read(runs[1])
+    for record in records:
+        change(record["provenance"])
+    (runs[1] / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert table2(*runs, "--out", tmp_path / "t") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+def test_scores_of_two_extractors_need_a_choice(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("a", *SN)
+    other = make("b", *SN, extractor="inception")
+    with (run / "scores.jsonl").open("a") as file:
+        file.write((other / "scores.jsonl").read_text())
+    assert table2(run, "--extractor", "efficientnet-lite0", "--out", tmp_path / "t") == 0
+    assert table2(run, "--extractor", "inception", "--out", tmp_path / "t") == 0
+    assert table2(run, other, "--extractor", "inception-pytorch-fid", "--out", tmp_path / "t") == 2
+    assert "no scores by inception-pytorch-fid" in capsys.readouterr().err
+
+
+def test_a_label_from_a_configuration_is_escaped(make: Make, tmp_path: Path) -> None:
+    assert table2(make("a", *SN, "tracking.wandb_project='<script>alert(1)</script>'"), "--out", tmp_path / "t") == 0
+    table = results.collect([tmp_path / "runs" / "a"])
+    hostile = results.Row("<script>alert(1)</script>", table.rows[0].runs)
+    write_report(results.Table(**{**vars(table), "rows": [hostile]}), tmp_path / "t")
+    assert "<script" not in (tmp_path / "t" / "table2.html").read_text()
+
+
+def test_the_page_needs_nothing_beside_it(make: Make, tmp_path: Path) -> None:
+    assert table2(make("a", *SN), make("b", *MSN), "--out", tmp_path / "t") == 0
+    page = (tmp_path / "t" / "table2.html").read_text()
+    assert not re.search(r"(src|href)=['\"](?!data:)", page)
+    assert page.count("<img") >= 4  # the curve, the real data, a grid or more for each run
+    assert "ddof=0" in page
+    assert "weights_sha256" in page
+
+
+@pytest.mark.slow
+def test_a_real_browser_shows_the_page(make: Make, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here (Debian's package chromium)")
+    assert table2(make("a", *SN), make("b", *MSN), "--out", tmp_path / "t") == 0
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2400",
+    ]  # fmt: skip
+    # The script counts what the browser has laid out: pictures that decoded, and rows of tables.
+    probe = (
+        "<script>addEventListener('load',()=>{const i=[...document.images];document.title="
+        "`${i.filter(x=>x.naturalWidth>0).length} of ${i.length} pictures, ${document.querySelectorAll('tbody tr').length} rows, `"
+        "+`${document.documentElement.scrollWidth<=innerWidth?'fits':'overflows'}`})</script>"
+    )
+    page = (tmp_path / "t" / "table2.html").read_text()
+    (tmp_path / "t" / "probe.html").write_text(page.replace("</body>", probe + "</body>"))
+    shown = subprocess.run(
+        [browser, *flags, "--dump-dom", f"file://{tmp_path}/t/probe.html"], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    title = re.search(r"<title>(.*?)</title>", shown)
+    assert title
+    pictures = page.count("<img")
+    assert title.group(1) == f"{pictures} of {pictures} pictures, 9 rows, fits"

@@ -1,0 +1,395 @@
+"""Scores of generators: by command and during training, repeatable to the bit, with their whole protocol."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval import __main__ as program
+from eval import protocols, results
+from eval.features import Features
+from eval.protocols import PROTOCOLS, Protocol, Reference, measure
+from gan import cli, load_generator, scores
+from gan.config import Evaluation
+from gan.errors import UserError
+from tests.conftest import command
+from tests.small import scale_down
+from tests.test_resume import contents
+from tests.workers import run_together, train_here
+
+Tiny = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    scale_down(monkeypatch)
+    monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def evaluate(*arguments: object) -> int:
+    """The exit code of ``python -m eval ARGUMENTS``."""
+    return cli.run(lambda: program.main([str(argument) for argument in arguments]))
+
+
+def score(run: Path, *arguments: object, protocol: str = "paper") -> list[dict[str, object]]:
+    assert evaluate("score", run, "--protocol", protocol, "--extractor", "efficientnet-lite0", *arguments) == 0
+    return scores.read(run)
+
+
+def picture_folder(folder: Path, count: int, size: tuple[int, int] = (32, 32), seed: int = 0, mode: str = "RGB") -> Path:
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for index in range(count):
+        shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+        Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(folder / f"{index:03d}.png")
+    return folder
+
+
+def random_features(count: int, seed: int, shift: float = 0.0) -> Features:
+    draw = np.random.RandomState(seed)
+    values = (draw.randn(count, 6) + shift).astype(np.float32)
+    images = {"weights": "ema", "seed": seed, "content": str(seed)}
+    return Features(values, (3 * draw.randn(count, 4)).astype(np.float32), images, {"extractor": "efficientnet-lite0"})
+
+
+# Protocols
+
+
+def test_settings_name_the_protocols_that_there_are() -> None:
+    assert set(PROTOCOLS) == set(Evaluation.__annotations__["protocol"].__args__)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "samples", "splits", "reference"),
+    [("sngan", 10, 5000, 1, 10_000), ("standard", 1, 50_000, 10, None)],
+)
+def test_protocols_are_what_their_papers_state(name: str, runs: int, samples: int, splits: int, reference: int | None) -> None:
+    protocol = PROTOCOLS[name]
+    assert (protocol.runs, protocol.samples, protocol.splits, protocol.reference) == (runs, samples, splits, reference)
+
+
+SMALL = Protocol(
+    name="quick", purpose="", runs=3, samples=50, reference=120, kid_size=20, kid_subsets=4, infinity_points=4, neighbours=2
+)
+
+
+def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distance() -> None:
+    from eval.metrics import frechet_distance
+    from eval.statistics import moments_of
+
+    generated, reference = random_features(150, 0, shift=1), Reference(random_features(400, 1))
+    found = measure(generated, reference, SMALL)
+    real, real_moments = reference.part(SMALL)
+    assert real is not None
+    assert len(real) == 120
+    each = [frechet_distance(moments_of(generated.values[i * 50 : (i + 1) * 50]), real_moments) for i in range(3)]
+    assert found["fid"]["values"] == pytest.approx(each, rel=1e-9)
+    assert (found["fid"]["mean"], found["fid"]["std"]) == pytest.approx((np.mean(each), np.std(each)))
+    assert found["pooled"]["fid"] == pytest.approx(frechet_distance(moments_of(generated.values), real_moments), rel=1e-9)
+    assert found["pooled"]["fid"] < found["fid"]["mean"], "few images score worse than all of them"
+
+
+def test_the_floor_is_of_real_images_that_are_not_in_the_reference() -> None:
+    reference = random_features(400, 1)
+    left_over = protocols.floor(Reference(reference), SMALL)
+    assert left_over is not None
+    assert (left_over["runs"], left_over["samples"], left_over["reference"]) == (3, 50, 120)
+    taken_out = protocols.floor(Reference(reference), Protocol(**{**vars(SMALL), "reference": None}))
+    assert taken_out is not None
+    assert (taken_out["runs"], taken_out["samples"], taken_out["reference"]) == (3, 50, 250)
+    held_out = protocols.floor(Reference(reference), SMALL, random_features(70, 2))
+    assert held_out is not None
+    assert (held_out["runs"], held_out["samples"]) == (1, 50)
+    # Had they been in the reference, some would be at distance 0 of themselves: precision would be 1 and KID below 0.
+    assert left_over["pooled"]["precision"] < 1
+    generated = measure(random_features(150, 0, shift=1), Reference(reference), SMALL)
+    assert left_over["fid"]["mean"] < generated["fid"]["mean"] / 3
+
+
+def test_too_few_images_are_told() -> None:
+    with pytest.raises(UserError, match="scores 150 images, there are 149"):
+        measure(random_features(149, 0), Reference(random_features(400, 1)), SMALL)
+    with pytest.raises(UserError, match="compares with 120 real images, the reference has 119"):
+        measure(random_features(150, 0), Reference(random_features(119, 1)), SMALL)
+
+
+# The command
+
+
+def test_a_score_carries_everything_that_it_depends_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (record,) = score(run)
+    shown = capsys.readouterr().out
+    assert "protocol paper" in shown
+    assert "Frechet distance (efficientnet-lite0)" in shown
+    assert "FID" not in shown.replace("FID-", ""), "the name of the literature's score is kept for its network"
+    provenance = record["provenance"]
+    assert provenance["extractor"]["weights_sha256"]
+    assert provenance["reference"]["images"]["content"]
+    assert provenance["reference"]["count"] == 1797
+    assert provenance["generated"]["generator_sha256"]
+    manifest = json.loads((run / "checkpoints/step-00000004/checkpoint.json").read_text())
+    assert provenance["generated"]["generator_sha256"] == manifest["files"]["ema.safetensors"]["sha256"]
+    assert (provenance["step"], provenance["weights"], provenance["seed"]) == (4, "ema", 0)
+    assert provenance["image"] == {"shape": [1, 32, 32], "quantisation": "uint8, rounded"}
+    assert {"torch", "scipy", "python", "torch-fidelity", "pytorch-fid"} <= set(provenance["versions"])
+    assert provenance["protocol"]["runs"] == 3
+    assert record["floor"]["samples"] == 40
+
+
+def test_scoring_again_gives_the_record_that_is_there_and_elsewhere_the_same(run: Path, tmp_path: Path) -> None:
+    first = score(run)
+    assert score(run) == first, "one line"
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    (copy / "scores.jsonl").unlink()
+    assert score(copy) == first
+
+
+def test_what_is_scored_can_be_chosen(run: Path) -> None:
+    score(run)
+    score(run, "--generator", "raw")
+    score(run, "--seed", "1")
+    score(run / "checkpoints" / "step-00000002")
+    records = score(run, protocol="quick")
+    assert len({json.dumps(record["scores"]) for record in records}) == len(records) == 5
+    assert [record["step"] for record in records] == [4, 4, 4, 2, 4]
+
+
+def test_the_score_is_that_of_the_images_that_sample_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the generator straight to features, and by way of PNG files: the same distance."""
+    from gan.__main__ import main as sample
+
+    (record,) = score(run, protocol="quick")
+    assert sample(["sample", str(run), "--single", "--count", "40", "--out", str(tmp_path / "samples.zip")]) == 0
+    capsys.readouterr()
+    assert evaluate("images", tmp_path / "samples.zip", "digits", "--size", 32, "--extractor", "efficientnet-lite0", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fid"] == pytest.approx(record["scores"]["fid"]["mean"], rel=1e-9)
+
+
+def test_an_interrupted_scoring_goes_on_and_leaves_nothing_in_the_cache(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gan import sampling
+
+    monkeypatch.setattr("eval.features.PART", 64)
+    render, made = sampling.render, 0
+
+    def interrupted(network: torch.nn.Module, z: torch.Tensor) -> torch.Tensor:
+        nonlocal made
+        made += 1
+        if made == 2:
+            raise KeyboardInterrupt
+        return render(network, z)
+
+    monkeypatch.setattr(sampling, "render", interrupted)
+    assert evaluate("score", run, "--protocol", "paper", "--extractor", "efficientnet-lite0") == 130
+    assert not (run / "scores.jsonl").exists()
+    score(run)
+    assert made == 3, "the first part was kept"
+    kept = [path for path in (tmp_path / "cache").iterdir() if list(path.glob("*.npz"))]
+    assert len(kept) == 1, "the reference's features, not the generator's"
+
+
+def test_a_statistics_file_gives_the_distance_of_its_images(run: Path, tmp_path: Path) -> None:
+    (record,) = score(run)
+    out = tmp_path / "digits.npz"
+    assert evaluate("reference", "digits", "--size", 32, "--out", out, "--extractor", "efficientnet-lite0") == 0
+    _, other = score(run, "--reference", out)
+    assert other["scores"]["fid"]["mean"] == pytest.approx(record["scores"]["fid"]["mean"], rel=1e-6)
+    assert other["scores"]["kid"] is None
+    assert other["floor"] is None
+
+
+def test_a_folder_a_zip_and_statistics_compare_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = picture_folder(tmp_path / "a", 30), picture_folder(tmp_path / "b", 25, seed=1, mode="L")
+    shutil.make_archive(str(tmp_path / "b"), "zip", b)
+    common = ["--extractor", "efficientnet-lite0"]
+    assert evaluate("reference", a, "--out", tmp_path / "a.npz", *common) == 0
+    capsys.readouterr()
+    found = []
+    for one, two in ((a, b), (a, tmp_path / "b.zip"), (tmp_path / "a.npz", b)):
+        assert evaluate("images", one, two, "--json", *common) == 0
+        found.append(json.loads(capsys.readouterr().out)["fid"])
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-9)
+    assert evaluate("images", a, a, *common) == 0
+    assert "0.0000" in capsys.readouterr().out
+
+
+def test_the_reference_can_be_shared_by_runs_and_held_out_images_make_the_floor(run: Path, tmp_path: Path) -> None:
+    real, held_out = picture_folder(tmp_path / "real", 90), picture_folder(tmp_path / "held_out", 50, seed=1)
+    (record,) = score(run, "--reference", real, "--floor", held_out, protocol="quick")
+    assert record["provenance"]["reference"]["count"] == 90
+    assert record["provenance"]["reference"]["images"]["image"] == [1, 32, 32], "grey, as the run's images are"
+    assert (record["floor"]["source"], record["floor"]["samples"], record["floor"]["reference"]) == ("held-out images", 40, 90)
+
+
+# During training
+
+EVALUATED = ["training.steps=4", "checkpoint.every=2", "samples.every=0", "evaluation.every=1"]
+
+
+def test_training_scores_keeps_the_best_and_draws_the_curve(tiny: Tiny, tmp_path: Path) -> None:
+    assert command(tiny(*EVALUATED, "tracking.tensorboard=true")) == 0
+    run = tmp_path / "runs" / "tiny"
+    records = scores.read(run)
+    assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
+    assert {record["source"] for record in records} == {"training"}
+    best = min(records, key=scores.distance_of)
+    assert load_generator(run / "best").step == best["step"]
+    assert load_generator(run / "best").sample(2).shape == (2, 1, 32, 32)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = {line["step"]: line["quick/efficientnet-lite0/fid"] for line in lines if "quick/efficientnet-lite0/fid" in line}
+    assert curve == {record["step"]: record["scores"]["fid"]["mean"] for record in records}
+
+
+def test_a_score_during_training_is_that_of_its_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    assert command(tiny(*EVALUATED)) == 0
+    run = tmp_path / "runs" / "tiny"
+    *_, trained, scored = score(run, protocol="quick")
+    assert (trained["step"], trained["source"], scored["source"]) == (4, "training", "command")
+    assert trained["scores"] == scored["scores"]
+    assert trained["series"] == scored["series"]
+    # best/ is scored into the run's own file too.
+    best = load_generator(run / "best").step
+    assert score(run / "best", protocol="quick") == []
+    assert scores.read(run)[-1]["step"] == best
+
+
+def test_evaluation_changes_no_weight(tiny: Tiny, tmp_path: Path) -> None:
+    found = []
+    for name, every in (("without", 0), ("with", 1)):
+        assert command(tiny("training.steps=3", f"evaluation.every={every}", "samples.every=0", name=name)) == 0
+        folder = tmp_path / "runs" / name / "checkpoints" / "step-00000003"
+        found.append({path.name: path.read_bytes() for path in folder.glob("*.safetensors")})
+    assert found[0] == found[1]
+
+
+def test_a_resumed_run_has_the_scores_and_the_best_of_the_undisturbed_one(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    assert command(tiny(*EVALUATED)) == 0
+    whole = contents(run)
+    # As a kill after step 3 leaves it: records beyond the newest checkpoint, and half a line.
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    with (run / "scores.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "sou')
+    assert command(tiny(*EVALUATED)) == 0
+    assert contents(run) == whole
+
+
+def test_scores_by_command_survive_a_resume(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    assert command(tiny(*EVALUATED)) == 0
+    score(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000004")
+    assert command(tiny(*EVALUATED)) == 0
+    assert [record["source"] for record in scores.read(run)].count("command") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_does(tiny: Tiny, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        run_together(processes, train_here, tiny("training.steps=1", "evaluation.every=1", name=f"by{processes}"))
+    one, two = (scores.read(tmp_path / "runs" / f"by{processes}") for processes in (1, 2))
+    assert one[0] == two[0], "untrained: equal to the bit"
+    assert two[1]["scores"]["fid"]["mean"] == pytest.approx(one[1]["scores"]["fid"]["mean"], rel=1e-3)
+
+
+# Mistakes
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no command": ([], "COMMAND"),
+    "unknown protocol": (["score", "{}/run", "--protocol", "slow"], "invalid choice"),
+    "unknown extractor": (["score", "{}/run", "--protocol", "paper", "--extractor", "vgg"], "invalid choice"),
+    "no such run": (["score", "{}/none", "--protocol", "paper"], "no such folder"),
+    "run without a checkpoint": (["score", "{}/young", "--protocol", "paper"], "neither a checkpoint nor a run that holds one"),
+    "reference that is not there": (["score", "{}/run", "--protocol", "paper", "--reference", "{}/none"], "neither a data set"),
+    "corrupt weights": (["score", "{}/run", "--protocol", "paper", "--weights", "{}/junk"], "damaged, or not a state_dict"),
+    "statistics of another extractor": (
+        ["score", "{}/run", "--protocol", "paper", "--reference", "{}/other.npz"], "made by another extractor"
+    ),
+    "statistics of another size": (
+        ["score", "{}/run", "--protocol", "paper", "--reference", "{}/size.npz", "--made-by", "efficientnet-lite0"], "of 5 features"
+    ),
+    "statistics that do not say who made them": (["images", "{}/size.npz", "{}/a"], "--made-by"),
+    "no statistics": (["images", "{}/junk.npz", "{}/a"], "no statistics file"),
+    "empty folder": (["images", "{}/a", "{}/empty"], "holds no images"),
+    "one image": (["images", "{}/one", "{}/a"], "one image"),
+    "mixed sizes": (["images", "{}/a", "{}/mixed"], "images of mixed sizes"),
+    "two sizes": (["images", "{}/a", "{}/large"], "Give --size 32"),
+    "unknown data set": (["images", "{}/a", "cifar11"], "neither a data set"),
+    "unknown split": (["images", "{}/a", "cifar10:validation"], "expected train or test"),
+    "digits have no splits": (["images", "{}/a", "digits:test"], "has no splits"),
+    "a corrupt image": (["images", "{}/a", "{}/corrupt"], "not an image"),
+    "out is no .npz": (["reference", "{}/a", "--out", "{}/a.txt"], ".npz"),
+    "out cannot be written": (["reference", "{}/a", "--out", "/proc/x.npz"], "cannot be written"),
+    "a batch of none": (["images", "{}/a", "{}/a", "--batch-size", "0"], "expected a whole number"),
+    "table of no run": (["table2", "{}/a", "--out", "{}/t"], "not a run's folder"),
+    "table of an unscored run": (["table2", "{}/run", "--out", "{}/t"], "no scores"),
+    "too few real images": (["score", "{}/run", "--protocol", "sngan"], "compares with 10,000 real images"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def world(tmp_path: Path, run: Path) -> Path:
+    """A folder with everything that a mistake can be made with."""
+    for name, count in (("a", 5), ("one", 1), ("mixed", 2), ("corrupt", 3)):
+        picture_folder(tmp_path / name, count)
+    picture_folder(tmp_path / "large", 2, (64, 64))
+    Image.new("RGB", (40, 32)).save(tmp_path / "mixed" / "other.png")
+    (tmp_path / "corrupt" / "001.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints"))
+    (tmp_path / "junk").write_bytes(b"junk")
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    np.savez(tmp_path / "size.npz", mu=np.zeros(5), sigma=np.eye(5))
+    provenance = json.dumps({"extractor": {"extractor": "inception", "weights_sha256": "1"}})
+    np.savez(tmp_path / "other.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
+    return tmp_path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_code_2(mistake: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, words = MISTAKES[mistake]
+    arguments = [argument.replace("{}", str(world)) for argument in given]
+    if "--extractor" not in arguments and arguments and arguments[0] != "table2" and "--weights" not in arguments:
+        arguments += ["--extractor", "efficientnet-lite0"]
+    capsys.readouterr()
+    assert evaluate(*arguments) == 2
+    shown = capsys.readouterr()
+    errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+    assert errors == [shown.err.splitlines()[-1]], shown.err
+    assert words in errors[0]
+    assert shown.out == ""
+
+
+def test_a_line_that_is_no_score_is_told_and_not_lost(run: Path) -> None:
+    (run / "scores.jsonl").write_text('{"step": 1}\n')
+    assert evaluate("score", run, "--protocol", "quick", "--extractor", "efficientnet-lite0") == 2
+    assert (run / "scores.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
+    score(run)
+    whole = (run / "scores.jsonl").read_bytes()
+    (run / "scores.jsonl").write_bytes(whole + whole[: len(whole) // 2])
+    assert len(scores.read(run)) == 1
+    score(run, protocol="quick")
+    assert len((run / "scores.jsonl").read_bytes().splitlines()) == 2
+    assert (run / "scores.jsonl").read_bytes().startswith(whole)
+
+
+def test_words_of_a_score_name_its_floor(run: Path) -> None:
+    (record,) = score(run)
+    words = results.describe("run", record)
+    assert "real:" in words
+    assert "3 x 40 against" in words
