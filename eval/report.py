@@ -22,6 +22,7 @@ PUBLISHED = {
     "SNGAN": (7.42, 0.08, 29.3),
     "MSNGAN": (7.39, 0.07, 29.8),
 }
+UP, DOWN = " ↑", " ↓"  # which way is better
 Entry = dict[str, Any] | None
 Pick = Callable[[dict[str, Any]], Entry]
 
@@ -42,13 +43,13 @@ def _measures(extractor: str) -> list[tuple[str, str, Pick, int]]:
     """Key, heading, where it is in a record's scores, digits."""
     distance = name_of_distance(extractor).split(" (")[0]
     return [
-        ("inception_score", name_of_score(extractor).split(" (")[0], _mean_of("inception_score"), 2),
-        ("fid", distance, _mean_of("fid"), 2),
-        ("fid_pooled", f"{distance}, all runs' images", _pooled("fid"), 2),
-        ("fid_infinity", f"{distance}, extrapolated", _pooled("fid_infinity"), 2),
-        ("kid", "KID", _mean_of("kid"), 5),
-        ("precision", "precision", _pooled("precision"), 3),
-        ("recall", "recall", _pooled("recall"), 3),
+        ("inception_score", name_of_score(extractor).split(" (")[0] + UP, _mean_of("inception_score"), 2),
+        ("fid", distance + DOWN, _mean_of("fid"), 2),
+        ("fid_pooled", f"{distance}, all runs' images{DOWN}", _pooled("fid"), 2),
+        ("fid_infinity", f"{distance}, extrapolated{DOWN}", _pooled("fid_infinity"), 2),
+        ("kid", "KID" + DOWN, _mean_of("kid"), 5),
+        ("precision", "precision" + UP, _pooled("precision"), 3),
+        ("recall", "recall" + UP, _pooled("recall"), 3),
     ]
 
 
@@ -120,9 +121,9 @@ def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
     distance, score = (f(table.extractor).split(" (")[0] for f in (name_of_distance, name_of_score))
     heads = ["Model"]
     if table.published:
-        heads += ["published IS", "published FID"]
+        heads += ["published IS" + UP, "published FID" + DOWN]
     for protocol in table.columns:
-        heads += [f"{protocol}: {score}", f"{protocol}: {distance}"]
+        heads += [f"{protocol}: {score}{UP}", f"{protocol}: {distance}{DOWN}"]
     heads.append("Trained")
     labels = [label for label in ("Real data",) if any(table.floors.values())] + [row.label for row in table.rows]
     found = {protocol: {label: values for label, values, _ in _lines(table, protocol)} for protocol in table.columns}
@@ -191,6 +192,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, td:last-child, th:last-child { text-align: left; }
+td:last-child { white-space: normal; min-width: 10rem; }
+th { white-space: normal; }
 th { font-weight: 600; background: var(--soft); }
 .wide { overflow-x: auto; }
 .grids { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -223,18 +226,22 @@ def _curves(table: Table) -> bytes | None:
         return None
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(8, 4), dpi=120, layout="constrained")
-    axes = drawing.add_subplot()
+    drawing = Figure(figsize=(11, 4), dpi=120, layout="constrained")
+    timed = all(point.minutes is not None for _, run in series for point in run.curves[protocol])
+    panels = drawing.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     colours = {row.label: f"C{index}" for index, row in enumerate(table.rows)}
-    for row, run in series:
-        steps, distances = zip(*run.curves[protocol], strict=True)
-        first = run is row.runs[0]
-        axes.plot(steps, distances, ".-", color=colours[row.label], label=row.label if first else None)
     floor = table.floors.get(protocol)
-    if floor is not None:
-        axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
-    axes.set(xlabel="generator updates", ylabel=f"{name_of_distance(table.extractor)}, {protocol}", ylim=(0, None))
-    axes.legend()
+    for axes, name in zip(panels, ("generator updates", "minutes of training"), strict=False):
+        for row, run in series:
+            points = run.curves[protocol]
+            places = [point.step if axes is panels[0] else point.minutes for point in points]
+            label = row.label if run is row.runs[0] else None
+            axes.plot(places, [point.distance for point in points], ".-", color=colours[row.label], label=label)
+        if floor is not None:
+            axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
+        axes.set(xlabel=name, ylim=(0, None))
+    panels[0].set_ylabel(f"{name_of_distance(table.extractor)}, {protocol}")
+    panels[0].legend()
     out = io.BytesIO()
     drawing.savefig(out, format="png")
     return out.getvalue()
@@ -249,7 +256,7 @@ def page(table: Table) -> str:
             "<h2>Along training</h2>",
             _picture(curves, "Frechet distance over generator updates; lower is better", "curve"),
         ]
-    parts.append("<h2>Samples</h2><p>64 samples from one fixed noise, none chosen.</p>")
+    parts.append("<h2>Samples</h2><p>From one fixed noise each, none chosen.</p>")
     if table.real_grid is not None:
         parts.append("<h3>Real data</h3>" + _picture(table.real_grid, "images of the training set, evenly spaced"))
     for row in table.rows:

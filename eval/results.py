@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,15 @@ _GRIDS = 4  # pictures along a training
 
 
 @dataclass(frozen=True)
+class Point:
+    """A generator's distance at a moment of its training."""
+
+    step: int
+    minutes: float | None
+    distance: float
+
+
+@dataclass(frozen=True)
 class RunScores:
     """One training."""
 
@@ -30,7 +39,7 @@ class RunScores:
     seed: int
     step: int
     records: dict[str, Record]  # by protocol: the newest
-    curves: dict[str, list[tuple[int, float]]]  # distance by step, by protocol
+    curves: dict[str, list[Point]]  # by protocol
     grids: list[tuple[int, bytes]]  # step and PNG, oldest first
     settings: dict[str, Any]
     minutes: float | None  # of training, as recorded
@@ -116,6 +125,7 @@ def _run_scores(folder: Path, records: list[Record]) -> RunScores:
             if before is None or record["step"] >= before["step"]:
                 newest[record["protocol"]] = record
     config = load_config(folder / "config.yaml")
+    minutes_at = _clock(folder)
     pictures = sorted((folder / "samples").glob("step-*.png"))
     step = max(record["step"] for record in newest.values())
     pictures = [path for path in pictures if _step_of(path) <= step]
@@ -125,10 +135,13 @@ def _run_scores(folder: Path, records: list[Record]) -> RunScores:
         seed=config.seed,
         step=step,
         records=newest,
-        curves={name: sorted(points.items()) for name, points in curves.items()},
+        curves={
+            name: [Point(at, minutes_at(at), distance) for at, distance in sorted(points.items())]
+            for name, points in curves.items()
+        },
         grids=[(_step_of(pictures[i]), pictures[i].read_bytes()) for i in chosen],
         settings=dict(flatten(config)),
-        minutes=_minutes(folder, step),
+        minutes=minutes_at(step),
     )
 
 
@@ -137,13 +150,14 @@ def _step_of(path: Path) -> int:
     return int(match.group(1)) if match else 0
 
 
-def _minutes(folder: Path, step: int) -> float | None:
-    """Time that the training took up to ``step``, by the seconds between its records."""
+def _clock(folder: Path) -> Callable[[int], float | None]:
+    """How many minutes of training, without stops, had passed at a step, by the run's records; None where they are not."""
     path = folder / "metrics.jsonl"
     if not path.exists():
-        return None
-    lines = (json.loads(line) for line in path.read_bytes().splitlines())
-    return sum(line.get("seconds", 0.0) for line in lines if line["step"] <= step) / 60
+        return lambda step: None
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    records = [(line["step"], line["seconds"]) for line in lines if "seconds" in line]
+    return lambda step: sum(seconds for at, seconds in records if at <= step) / 60
 
 
 def _check_comparable(runs: list[RunScores], protocol: str) -> None:

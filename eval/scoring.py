@@ -184,6 +184,12 @@ class Judge:
     team: Team
     device: str
 
+    def check(self, wanted: Sequence[Protocol]) -> None:
+        """Raises UserError for too few real images, before the work that would be in vain."""
+        assert self.reference is not None
+        for protocol in wanted:
+            self.reference.part(protocol)
+
     def floor(self, protocol: Protocol) -> Result | None:
         """The protocol's floor, kept beside the reference's features: it costs as much as a score."""
         assert self.reference is not None
@@ -299,7 +305,7 @@ def score_generator(
     existing = team.on_main(lambda: {p.name: record for p in wanted if (record := done(p)) is not None})
     missing = [protocol for protocol in wanted if protocol.name not in existing]
     if missing:
-        _on_main_only(team, lambda: [judge.reference.part(p) for p in missing])  # too few real images are told before the work
+        _on_main_only(team, lambda: judge.check(missing))
         features = extract(images, judge.extractor, count=max(p.total for p in missing), team=team, batch=batch)
         for protocol in missing:
             record = judge.score(features, protocol, generator.config, generator.step, "command")

@@ -57,8 +57,9 @@ def pytorch_fid(a: Path, b: Path, weights: Path, folder: Path) -> float:
 
 def torch_fidelity(a: Path, b: Path, weights: Path, folder: Path, kid_size: int) -> dict[str, Any]:
     """IS, FID and KID by torch-fidelity's program."""
-    words = ["--input1", a, "--input2", b, "--isc", "--fid", "--kid", "--kid-subset-size", kid_size, "--json", "--silent", "--cpu"]
+    words = ["--input1", a, "--input2", b, "--isc", "--fid", "--kid", "--kid-subset-size", kid_size]
     words += ["--feature-extractor-weights-path", weights, "--cache-root", folder, "--save-cpu-ram"]
+    words += ["--cpu", "--json", "--silent"]
     return dict(json.loads(_run(["-m", "torch_fidelity.fidelity", *map(str, words)], {})))
 
 

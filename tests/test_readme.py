@@ -20,13 +20,14 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
 BY_CI = ("make train", "make test")
+BY_TEST = ('make table2 SEEDS="0 1 2" STEPS=50000',)  # tests/test_table2.py
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, finished_run: Path) -> Path:
     """A folder that looks like a checkout in which `make train` has run."""
-    for name in ("train.py", "configs", "gan"):
+    for name in ("train.py", "configs", "gan", "eval"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished_run, tmp_path / "runs" / "digits_msngan")
@@ -56,7 +57,7 @@ def small(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in BY_CI])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*BY_CI, *BY_TEST)])
 def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
     words = shlex.split(command)
     environment = {}
@@ -95,7 +96,7 @@ def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
 
 def test_what_only_ci_runs_is_run_by_ci() -> None:
     script = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert [command for command in COMMANDS if command.startswith("make")] == list(BY_CI)
+    assert [command for command in COMMANDS if command.startswith("make")] == [*BY_CI, *BY_TEST]
     assert all(command in script for command in BY_CI)
 
 
@@ -120,5 +121,5 @@ def test_the_table_names_the_configurations_that_there_are() -> None:
 
 def test_every_module_is_in_the_map_of_contributing() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    modules = {f"gan/{path.name}" for path in (ROOT / "gan").glob("*.py")} - {"gan/__init__.py"}
+    modules = {str(path.relative_to(ROOT)) for folder in ("gan", "eval") for path in (ROOT / folder).glob("[!_]*.py")}
     assert all(f"`{module}`" in text for module in modules)

@@ -74,7 +74,7 @@ def test_rows_come_in_the_papers_order_with_real_data_first(make: Make, tmp_path
     lines = read(tmp_path / "t")
     paper = [model for model, protocol in lines if protocol == "paper"]
     assert paper == ["Real data", "WGAN-GP (with BN)", "SNGAN", "MSNGAN", "WGAN (with BN, clipped at 0.01)"]
-    record = [r for r in scores.read(runs[2]) if (r["protocol"], r["step"]) == ("paper", 4)][0]
+    record = next(r for r in scores.read(runs[2]) if (r["protocol"], r["step"]) == ("paper", 4))
     assert float(lines["SNGAN", "paper"]["fid"]) == record["scores"]["fid"]["mean"]
     assert float(lines["SNGAN", "paper"]["fid_std"]) == record["scores"]["fid"]["std"]
     assert float(lines["Real data", "paper"]["fid"]) == record["floor"]["fid"]["mean"]
@@ -84,7 +84,7 @@ def test_rows_come_in_the_papers_order_with_real_data_first(make: Make, tmp_path
 def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(make: Make, tmp_path: Path) -> None:
     runs = [make(f"s{seed}", *SN, seed=seed) for seed in range(3)]
     assert table2(*runs, make("m", *MSN), "--out", tmp_path / "t") == 0
-    each = [[r for r in scores.read(run) if (r["protocol"], r["step"]) == ("paper", 4)][0] for run in runs]
+    each = [next(r for r in scores.read(run) if (r["protocol"], r["step"]) == ("paper", 4)) for run in runs]
     means = [record["scores"]["fid"]["mean"] for record in each]
     line = read(tmp_path / "t")["SNGAN", "paper"]
     assert float(line["fid"]) == pytest.approx(np.mean(means))
@@ -123,7 +123,11 @@ def test_published_numbers_stand_only_beside_cifar10_under_the_literatures_netwo
     ],
 )
 def test_scores_of_another_provenance_are_refused(
-    change: Callable[[dict[str, dict[str, object]]], None], words: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: Callable[[dict[str, dict[str, object]]], None],
+    words: str,
+    make: Make,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = [make("a", *SN), make("b", *MSN)]
     records = scores.read(runs[1])
@@ -176,13 +180,18 @@ def test_a_real_browser_shows_the_page(make: Make, tmp_path: Path) -> None:
     # The script counts what the browser has laid out: pictures that decoded, and rows of tables.
     probe = (
         "<script>addEventListener('load',()=>{const i=[...document.images];document.title="
-        "`${i.filter(x=>x.naturalWidth>0).length} of ${i.length} pictures, ${document.querySelectorAll('tbody tr').length} rows, `"
-        "+`${document.documentElement.scrollWidth<=innerWidth?'fits':'overflows'}`})</script>"
+        "`${i.filter(x=>x.naturalWidth>0).length} of ${i.length} pictures, `"
+        "+`${document.querySelectorAll('tbody tr').length} rows, "
+        "${document.documentElement.scrollWidth<=innerWidth?'fits':'overflows'}`})</script>"
     )
     page = (tmp_path / "t" / "table2.html").read_text()
     (tmp_path / "t" / "probe.html").write_text(page.replace("</body>", probe + "</body>"))
     shown = subprocess.run(
-        [browser, *flags, "--dump-dom", f"file://{tmp_path}/t/probe.html"], capture_output=True, text=True, check=True, timeout=120
+        [browser, *flags, "--dump-dom", f"file://{tmp_path}/t/probe.html"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     ).stdout
     title = re.search(r"<title>(.*?)</title>", shown)
     assert title

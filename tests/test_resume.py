@@ -19,7 +19,8 @@ from tests.workers import in_process, run_together, train_and_die, train_here, t
 
 TIMINGS = ("images_per_second", "seconds")
 STEPS = [
-    "training.steps=6", "checkpoint.every=2", "checkpoint.keep=1", "samples.every=3", "training.batch_size=4", "evaluation.every=3",
+    "training.steps=6", "checkpoint.every=2", "checkpoint.keep=1", "samples.every=3", "training.batch_size=4",
+    "evaluation.every=3",
 ]  # fmt: skip
 
 

@@ -164,14 +164,18 @@ def test_what_is_scored_can_be_chosen(run: Path) -> None:
     assert [record["step"] for record in records] == [4, 4, 4, 2, 4]
 
 
-def test_the_score_is_that_of_the_images_that_sample_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_score_is_that_of_the_images_that_sample_writes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the generator straight to features, and by way of PNG files: the same distance."""
     from gan.__main__ import main as sample
 
     (record,) = score(run, protocol="quick")
     assert sample(["sample", str(run), "--single", "--count", "40", "--out", str(tmp_path / "samples.zip")]) == 0
     capsys.readouterr()
-    assert evaluate("images", tmp_path / "samples.zip", "digits", "--size", 32, "--extractor", "efficientnet-lite0", "--json") == 0
+    assert (
+        evaluate("images", tmp_path / "samples.zip", "digits", "--size", 32, "--extractor", "efficientnet-lite0", "--json") == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["fid"] == pytest.approx(record["scores"]["fid"]["mean"], rel=1e-9)
 
@@ -318,7 +322,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["score", "{}/run", "--protocol", "paper", "--reference", "{}/other.npz"], "made by another extractor"
     ),
     "statistics of another size": (
-        ["score", "{}/run", "--protocol", "paper", "--reference", "{}/size.npz", "--made-by", "efficientnet-lite0"], "of 5 features"
+        ["score", "{}/run", "--protocol", "paper", "--reference", "{}/size.npz", "--made-by", "efficientnet-lite0"],
+        "of 5 features",
     ),
     "statistics that do not say who made them": (["images", "{}/size.npz", "{}/a"], "--made-by"),
     "no statistics": (["images", "{}/junk.npz", "{}/a"], "no statistics file"),
