@@ -123,7 +123,8 @@ def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accele
             opened = on_all(accelerator, partial(reference, generator.config))
             stored = partial(scoring.stored, generator.config, options.floor, options.data)
             held_out = on_all(accelerator, stored) if options.floor else None
-            judges[data] = scoring.make_judge(accelerator, extractor, opened, held_out)
+            name = scoring.name_of(generator.config, options.reference)
+            judges[data] = scoring.make_judge(accelerator, extractor, opened, name, held_out)
         records = scoring.score_generator(generator, judges[data], wanted, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
@@ -134,7 +135,7 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
     """Compares two sets: every score that their number and the extractor allow."""
     team = scoring.team_of(accelerator)
     sides: list[tuple[Features | None, Moments | None]] = []
-    shapes = []
+    shapes: list[tuple[str, list[int]]] = []
     for spec in (options.a, options.b):
         if spec.endswith(".npz"):
             moments = on_all(accelerator, partial(scoring.load_statistics, Path(spec), extractor, options.made_by))
@@ -142,13 +143,9 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
         else:
             opened = on_all(accelerator, partial(scoring.open_images, spec, size=options.size, folder=options.data))
             shapes.append((spec, opened.identity["image"]))
+            on_all(accelerator, partial(_check_same_size, shapes))
             features = extract(opened, extractor, team=team, batch=options.batch_size)
             sides.append((features, moments_of(features.values) if features is not None else None))
-    if len(shapes) == 2 and shapes[0][1] != shapes[1][1]:
-        (a, (_, h, w)), (b, (_, i, v)) = shapes
-        raise UserError(
-            f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
-        )
     if not accelerator.is_main_process:
         return
     found = compare(sides[0], sides[1], splits=options.splits, kid_size=options.kid_size)
@@ -164,6 +161,14 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
         print(json.dumps(found, sort_keys=True))
         return
     print(results.describe_comparison(found, extractor.name))
+
+
+def _check_same_size(shapes: list[tuple[str, list[int]]]) -> None:
+    if len(shapes) == 2 and shapes[0][1] != shapes[1][1]:
+        (a, (_, h, w)), (b, (_, i, v)) = shapes
+        raise UserError(
+            f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
+        )
 
 
 def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:

@@ -141,7 +141,7 @@ def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
     return heads, body
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Table, curves: bool = False) -> str:
     """The table, then every score of each protocol, then what must be known to read them."""
 
     def grid(heads: list[str], body: list[list[str]]) -> list[str]:
@@ -150,6 +150,8 @@ def markdown(table: Table) -> str:
 
     lines = ["# Table II", "", f"Extractor: {table.extractor}.", "", *grid(*_overview(table))]
     lines += [f"{remark}\n" for remark in _remarks(table)]
+    if curves:
+        lines += ["![Frechet distance along training](table2_curves.png)", ""]
     for protocol in table.columns:
         measures = _measures(table.extractor)
         lines += [f"## Protocol {protocol}", "", f"{PROTOCOLS[protocol].purpose}.", ""]
@@ -247,11 +249,11 @@ def _curves(table: Table) -> bytes | None:
     return out.getvalue()
 
 
-def page(table: Table) -> str:
+def page(table: Table, curves: bytes | None) -> str:
     """One HTML page with its pictures inside."""
     parts = [f"<h1>Table II, by {escape(table.extractor)}</h1>", _html_table(*_overview(table))]
     parts += [f"<p>{escape(remark)}</p>" for remark in _remarks(table)]
-    if (curves := _curves(table)) is not None:
+    if curves is not None:
         parts += [
             "<h2>Along training</h2>",
             _picture(curves, "Frechet distance over generator updates; lower is better", "curve"),
@@ -288,7 +290,14 @@ def _grids(row: Row, run: RunScores) -> str:
 
 
 def write_report(table: Table, out: Path) -> None:
-    """Writes table2.md, table2.csv and table2.html into the folder ``out``."""
+    """Writes table2.md, table2_curves.png, table2.csv and table2.html into the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("md", markdown(table)), ("csv", comma_separated(table)), ("html", page(table))):
+    curves = _curves(table)
+    if curves is not None:
+        write_atomically(out / "table2_curves.png", curves)
+    for name, text in (
+        ("md", markdown(table, curves is not None)),
+        ("csv", comma_separated(table)),
+        ("html", page(table, curves)),
+    ):
         write_atomically(out / f"table2.{name}", text.encode())

@@ -181,6 +181,7 @@ class Judge:
     extractor: Extractor
     reference: Reference | None  # on the main process alone
     floor_images: Features | None
+    reference_name: str  # for people: content is what counts
     team: Team
     device: str
 
@@ -222,6 +223,8 @@ class Judge:
                 "weights": features.images["weights"],
                 "seed": features.images["seed"],
                 "step": step,
+                "trained_on": f"{data.name}:{data.split}",
+                "reference_name": self.reference_name,
                 "dtype": "float32 features, float64 scores",
                 "device": self.device,
                 "versions": versions(),
@@ -242,6 +245,7 @@ def make_judge(
     accelerator: Accelerator,
     extractor: Extractor,
     reference: ImageSet | Reference,
+    reference_name: str,
     floor: ImageSet | None = None,
 ) -> Judge:
     """Extracts the real images' features, as far as they are not kept already."""
@@ -254,7 +258,7 @@ def make_judge(
     held_out = extract(floor, extractor, team=team) if floor is not None else None
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Judge(extractor, opened if team.is_main else None, held_out, team, name)
+    return Judge(extractor, opened if team.is_main else None, held_out, reference_name, team, name)
 
 
 def stored(config: Config, spec: str | None, folder: str | None = None) -> StoredImages:
@@ -266,6 +270,14 @@ def stored(config: Config, spec: str | None, folder: str | None = None) -> Store
     elif folder is not None:
         data = replace(data, path=folder)
     return StoredImages(load_images(data))
+
+
+def name_of(config: Config, spec: str | None) -> str:
+    """What a reference is called, without the place where it lies."""
+    if spec is None:
+        spec = config.data.path if config.data.name == "folder" else f"{config.data.name}:{config.data.split}"
+    assert spec is not None
+    return spec if spec.partition(":")[0] in DATASETS else Path(spec).name
 
 
 def reference_of(
@@ -365,4 +377,4 @@ def open_evaluation(config: Config, images: Images, accelerator: Accelerator) ->
         accelerator,
         lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
     )
-    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference))
+    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference, name_of(config, settings.reference)))
