@@ -15,8 +15,10 @@ WEIGHTS ?=
 SETTINGS ?=
 RUNS ?= runs
 OUT ?= table2
-GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
-LAUNCH = $(if $(filter-out 0 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 \
+FLOOR ?= cifar10:test
+# As many of the GPUs as divide the batch of 64.
+GPUS = $(shell $(RUN)/python -c 'import torch; print(max(n for n in (1, 2, 4, 8, 16) if n <= max(1, torch.cuda.device_count())))')
+LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 \
 	--mixed_precision no --dynamo_backend no,$(RUN)/python)
 
 .PHONY: help setup train test test-fast table2 lint format hooks clean
@@ -25,7 +27,7 @@ help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
 	@echo "make test       set up, then run all tests (at most 10 minutes on two cores)"
 	@echo "make test-fast  the tests that need less than a minute together"
-	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE]"
+	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
 	@echo "make hooks      check style and types before each commit"
@@ -53,12 +55,13 @@ test-fast: setup
 
 # Scores along training show early that the extractor's weights are at hand, and give the report its curves.
 table2: setup
-	@set -e; runs=""; for seed in $(SEEDS); do for name in $(TABLE2); do \
+	@set -e; launch="$(LAUNCH)"; runs=""; for seed in $(SEEDS); do for name in $(TABLE2); do \
 		run=$(RUNS)/$${name}_seed$$seed; runs="$$runs $$run"; \
-		$(LAUNCH) train.py --config configs/$$name.yaml seed=$$seed run.dir=$(RUNS) run.name=$${name}_seed$$seed \
+		$$launch train.py --config configs/$$name.yaml seed=$$seed run.dir=$(RUNS) run.name=$${name}_seed$$seed \
 			evaluation.every=5000 evaluation.extractor=$(EXTRACTOR) $(if $(WEIGHTS),evaluation.weights=$(WEIGHTS)) \
 			$(if $(STEPS),training.steps=$(STEPS)) $(SETTINGS); \
-		$(LAUNCH) -m eval score $$run --protocol $(PROTOCOLS) --extractor $(EXTRACTOR) $(if $(WEIGHTS),--weights $(WEIGHTS)); \
+		$$launch -m eval score $$run --protocol $(PROTOCOLS) --extractor $(EXTRACTOR) \
+			$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(FLOOR),--floor $(FLOOR)); \
 	done; done; \
 	$(RUN)/python -m eval table2 $$runs --extractor $(EXTRACTOR) --out $(OUT)
 

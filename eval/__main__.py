@@ -12,14 +12,14 @@ from accelerate import Accelerator
 
 from eval import metrics, results, scoring
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
-from eval.features import BATCH, Features, extract
+from eval.features import BATCH, Features, extract, parts
 from eval.protocols import PROTOCOLS, compare
 from eval.report import write_report
-from eval.statistics import Moments, moments_of, save_moments
+from eval.statistics import Accumulator, Moments, moments_of, save_moments
 from gan import cli
 from gan.errors import UserError
 from gan.generators import load_generator
-from gan.processes import connected, on_all
+from gan.processes import connected, on_all, on_main
 from gan.progress import say
 
 EXAMPLES = """examples:
@@ -90,7 +90,11 @@ def _parser() -> cli.Parser:
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "table2":
-        write_report(results.collect(options.runs, options.extractor), options.out)
+        table = results.collect(options.runs, options.extractor)
+        try:
+            write_report(table, options.out)
+        except OSError as error:
+            raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
         say(f"wrote {options.out / 'table2.html'}, table2.md and table2.csv beside it")
         print((options.out / "table2.md").read_text(), end="")
         return 0
@@ -111,7 +115,9 @@ def _extractor(options: argparse.Namespace, accelerator: Accelerator) -> Extract
 def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
     """Scores each run and shows its scores; the record is in its scores.jsonl."""
     load = partial(load_generator, weights=options.generator, device=accelerator.device)
-    generators = [on_all(accelerator, partial(load, path)) for path in options.runs]  # mistakes first
+    # Mistakes first. One process finds the checkpoints: a run may be training, and the others would find newer ones.
+    folders = on_main(accelerator, lambda: [load(path).folder for path in options.runs])
+    generators = [on_all(accelerator, partial(load, folder)) for folder in folders]
     wanted = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     judges: dict[str, scoring.Judge] = {}
     for path, generator in zip(options.runs, generators, strict=True):
@@ -124,7 +130,7 @@ def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accele
             stored = partial(scoring.stored, generator.config, options.floor, options.data)
             held_out = on_all(accelerator, stored) if options.floor else None
             name = scoring.name_of(generator.config, options.reference)
-            judges[data] = scoring.make_judge(accelerator, extractor, opened, name, held_out)
+            judges[data] = scoring.make_judge(accelerator, extractor, opened, name, wanted, held_out)
         records = scoring.score_generator(generator, judges[data], wanted, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
@@ -139,20 +145,23 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
     for spec in (options.a, options.b):
         if spec.endswith(".npz"):
             moments = on_all(accelerator, partial(scoring.load_statistics, Path(spec), extractor, options.made_by))
+            if (made_of := moments.provenance.get("images", {}).get("image")) is not None:
+                shapes.append((spec, made_of))
+            on_all(accelerator, partial(_check_same_size, shapes))
             sides.append((None, moments))
         else:
             opened = on_all(accelerator, partial(scoring.open_images, spec, size=options.size, folder=options.data))
             shapes.append((spec, opened.identity["image"]))
             on_all(accelerator, partial(_check_same_size, shapes))
             features = extract(opened, extractor, team=team, batch=options.batch_size)
-            sides.append((features, moments_of(features.values) if features is not None else None))
+            sides.append((features, team.only_main(partial(_moments, features))))
     if not accelerator.is_main_process:
         return
     found = compare(sides[0], sides[1], splits=options.splits, kid_size=options.kid_size)
     found["provenance"] = {
         "extractor": extractor.identity,
-        "a": sides[0][0].images if sides[0][0] else options.a,
-        "b": sides[1][0].images if sides[1][0] else options.b,
+        "a": _identity_of(sides[0]),
+        "b": _identity_of(sides[1]),
         "seed": metrics.SEED,
         "deviation": "ddof=0: IS over splits, KID over subsets",
         "versions": scoring.versions(),
@@ -160,7 +169,18 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
     if options.json:
         print(json.dumps(found, sort_keys=True))
         return
-    print(results.describe_comparison(found, extractor.name))
+    print(results.describe_comparison(found))
+
+
+def _identity_of(side: tuple[Features | None, Moments | None]) -> dict[str, Any]:
+    features, moments = side
+    assert moments is not None
+    return moments.identity if features is None else features.images
+
+
+def _moments(features: Features | None) -> Moments:
+    assert features is not None
+    return moments_of(features.values)
 
 
 def _check_same_size(shapes: list[tuple[str, list[int]]]) -> None:
@@ -174,8 +194,11 @@ def _check_same_size(shapes: list[tuple[str, list[int]]]) -> None:
 def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
     """Writes the statistics of a set."""
     opened = on_all(accelerator, partial(scoring.open_images, options.spec, size=options.size, folder=options.data))
-    features = extract(opened, extractor, team=scoring.team_of(accelerator), batch=options.batch_size)
-    if features is None:
+    team = scoring.team_of(accelerator)
+    seen = Accumulator(extractor.dimensions)
+    for part in parts(opened, extractor, team=team, batch=options.batch_size):  # never all features at once
+        seen.update(part.values)
+    if not team.is_main:
         return
     provenance: dict[str, Any] = {
         "extractor": extractor.identity,
@@ -184,10 +207,10 @@ def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Ac
     }
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        save_moments(options.out, moments_of(features.values, provenance))
+        save_moments(options.out, seen.moments(provenance))
     except OSError as error:
         raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
-    say(f"wrote {options.out}: {len(features):,} images, {extractor.name}")
+    say(f"wrote {options.out}: {seen.count:,} images, {extractor.name}")
 
 
 if __name__ == "__main__":

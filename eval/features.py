@@ -8,10 +8,11 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from gan.files import remove_unfinished, write_atomically
 from gan.progress import Progress, say
 
 T = TypeVar("T")
+Part: TypeAlias = dict[str, Floats]  # features and logits of some images
 BATCH = 64  # images in one pass of the network: also as many as the generator makes at once, see gan/sampling.py
 PART = 16 * BATCH  # images that are lost when an extraction is stopped
 FORMAT = 1
@@ -69,6 +71,11 @@ class Team:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def only_main(self, function: Callable[[], T]) -> T | None:
+        """What the main process makes of ``function``, None on the others; a mistake ends all."""
+        result: T | None = self.on_all(lambda: function() if self.is_main else None)
+        return result
+
 
 ALONE = Team()
 
@@ -86,11 +93,13 @@ def digest(identity: Any) -> str:
 
 
 def cache_folder(images: dict[str, Any], extractor: Extractor) -> Path:
-    """Where the features of the images with an identity are kept: a function of content and extractor, not of a name."""
-    return cache_root() / digest({"format": FORMAT, "images": images, "extractor": extractor.identity})
+    """Where the features of the images with an identity are kept: a function of content, extractor and what
+    computed them, not of a name."""
+    made_with = {name: version(name) for name in ("torch", "torchvision", "pillow")} | {"device": extractor.device.type}
+    return cache_root() / digest({"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with})
 
 
-def extract(
+def parts(
     images: ImageSet,
     extractor: Extractor,
     *,
@@ -99,46 +108,62 @@ def extract(
     keep: bool = True,
     batch: int = BATCH,
     shown: bool = True,
-) -> Features | None:
-    """Features of the first ``count`` images (default: all), on the main process; None on the others.
+) -> Iterator[Features]:
+    """Features of the first ``count`` images (default: all), piece by piece, on the main process; nothing on the others.
 
     ``keep`` uses and fills the cache. However many processes there are, each batch is the same, and so are its features.
 
-    Raises UserError for an image that cannot be read.
+    Raises UserError for an image that cannot be read, or a cache that cannot be written.
     """
     total = len(images) if count is None else count
     ranges = [(start, min(start + PART, total)) for start in range(0, total, PART)]
     folder = cache_folder(images.identity, extractor) if keep else None
-    with _held(folder if team.is_main else None):
-        found: dict[int, dict[str, Floats]] = {}
-        if folder is not None and team.is_main:
-            found = {start: part for start, end in ranges if (part := _load_part(folder, start, end, extractor)) is not None}
-        missing = team.on_main(lambda: [r for r in ranges if r[0] not in found])
-        waiting = sum(end - start for start, end in missing)
+    lock = team.only_main(partial(hold, folder)) if folder is not None else None
+    try:
+        there = team.on_main(lambda: [folder is not None and _part_path(folder, *r).exists() for r in ranges])
+        waiting = sum(end - start for (start, end), found in zip(ranges, there, strict=True) if not found)
         with Progress(total - waiting, total, "image", shown=shown and team.is_main and waiting > 0) as progress:
-            for start, end in missing:
-                part = _extract_part(images, extractor, start, end, team, batch)
-                if team.is_main:
-                    found[start] = part
+            for (start, end), found in zip(ranges, there, strict=True):
+                part = None
+                if folder is not None and found:
+                    part = team.only_main(partial(_load_part, folder, start, end, extractor))
+                if not team.on_main(partial(_is_there, part)):
+                    part = _extract_part(images, extractor, start, end, team, batch)
                     if folder is not None:
-                        _save_part(folder, start, end, part)
-                progress.advance(" ", end - start)
-    if not team.is_main:
+                        team.only_main(partial(_save_part, folder, start, end, part))
+                    progress.advance(" ", 0 if found else end - start)
+                if team.is_main:
+                    assert part is not None
+                    yield Features(part["features"], part.get("logits"), images.identity, extractor.identity)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _is_there(part: Part | None) -> bool:
+    return part is not None
+
+
+def extract(images: ImageSet, extractor: Extractor, **options: Any) -> Features | None:
+    """All that ``parts`` gives, joined, on the main process; None on the others."""
+    pieces = list(parts(images, extractor, **options))
+    if not pieces:
         return None
-    parts = [found[start] for start, _ in ranges]
-    logits = None if extractor.classes is None else np.concatenate([part["logits"] for part in parts])
-    return Features(np.concatenate([part["features"] for part in parts]), logits, images.identity, extractor.identity)
+    logits = None if extractor.classes is None else np.concatenate([piece.logits for piece in pieces if piece.logits is not None])
+    return Features(np.concatenate([piece.values for piece in pieces]), logits, images.identity, extractor.identity)
 
 
 def forget(images: ImageSet, extractor: Extractor) -> None:
-    """Removes the kept features of ``images``."""
-    shutil.rmtree(cache_folder(images.identity, extractor), ignore_errors=True)
+    """Removes the kept features of ``images``, when no other process is working on them."""
+    folder = cache_folder(images.identity, extractor)
+    with hold(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _extract_part(images: ImageSet, extractor: Extractor, start: int, end: int, team: Team, batch: int) -> dict[str, Floats]:
+def _extract_part(images: ImageSet, extractor: Extractor, start: int, end: int, team: Team, batch: int) -> Part:
     """Features and logits of the images ``start`` to ``end``; batches go round the processes in turn."""
     batches = [(first, min(first + batch, end)) for first in range(start, end, batch)]
-    kept: list[dict[str, Floats]] = []
+    kept: list[Part] = []
     for turn in range(0, len(batches), team.size):
         mine = turn + team.rank
         own = team.on_all(lambda mine=mine: _batch(images, extractor, *batches[mine]) if mine < len(batches) else None)  # type: ignore[misc]
@@ -160,7 +185,7 @@ def _widths(extractor: Extractor) -> dict[str, int]:
     return {"features": extractor.dimensions, **logits}
 
 
-def _batch(images: ImageSet, extractor: Extractor, start: int, end: int) -> dict[str, Floats]:
+def _batch(images: ImageSet, extractor: Extractor, start: int, end: int) -> Part:
     features, logits = extractor(images.read(start, end - start))
     return {"features": features, **({} if logits is None else {"logits": logits})}
 
@@ -169,13 +194,17 @@ def _part_path(folder: Path, start: int, end: int) -> Path:
     return folder / f"{start:08d}-{end:08d}.npz"
 
 
-def _save_part(folder: Path, start: int, end: int, part: dict[str, Floats]) -> None:
+def _save_part(folder: Path, start: int, end: int, part: Part) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **part)  # a zip, whose checksums are verified when it is read
-    write_atomically(_part_path(folder, start, end), buffer.getvalue())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # whoever empties the cache meanwhile takes nothing from this run
+        write_atomically(_part_path(folder, start, end), buffer.getvalue())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set MSNGAN_CACHE to a folder that can.") from None
 
 
-def _load_part(folder: Path, start: int, end: int, extractor: Extractor) -> dict[str, Floats] | None:
+def _load_part(folder: Path, start: int, end: int, extractor: Extractor) -> Part | None:
     """A kept part; None where there is none, or it is damaged and must be made again."""
     path = _part_path(folder, start, end)
     if not path.exists():
@@ -195,24 +224,20 @@ def _load_part(folder: Path, start: int, end: int, extractor: Extractor) -> dict
     return part
 
 
-@contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    """Keeps other processes from extracting the same set at the same time: they wait, and find it done."""
-    if folder is None:
-        yield
-        return
+def hold(folder: Path) -> IO[bytes]:
+    """Makes a cache's ``folder`` and keeps other processes out of it until the returned file is closed: they wait, and
+    find the work done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("ab")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set MSNGAN_CACHE to a folder that can.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process that extracts the same images")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks: the work may be done twice, and ends the same
-        remove_unfinished(folder)
-        yield
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another process that extracts the same images")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a file system without locks: the work may be done twice, and ends the same
+    remove_unfinished(folder)
+    return file

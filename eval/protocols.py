@@ -1,13 +1,14 @@
 """Named, frozen recipes of scores: how many images, in how many runs, against which part of the reference."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from eval.extractors import OF_THE_LITERATURE
-from eval.features import Features
+from eval.extractors import INCEPTION_CHECKSUM, OF_THE_LITERATURE
+from eval.features import Features, digest
 from eval.metrics import (
     SEED,
     frechet_distance,
@@ -22,6 +23,9 @@ from gan.errors import UserError
 Result = dict[str, Any]
 
 
+NEIGHBOURHOOD = 10_000  # at most so many images of each kind for precision and recall, whose cost is the square
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """Images are scored in ``runs`` disjoint runs of ``samples``; what a score states is the mean over runs, and their
@@ -33,11 +37,12 @@ class Protocol:
     samples: int  # generated images in a run
     splits: int = 1  # of a run's images, for the inception score
     reference: int | None = None  # real images, drawn by `seed`; None: all
-    kid_subsets: int = 100
+    kid_subsets: int = 100  # of all runs' images together: KID has no bias that would depend on their number
     kid_size: int = 1000  # images in a subset
     neighbours: int = 3  # of precision and recall
-    neighbourhood: int = 10_000  # at most so many images of each kind for precision and recall
-    infinity_points: int = 10  # sample sizes for FID-infinity; 0: not computed
+    neighbourhood: int = NEIGHBOURHOOD
+    infinity_start: int = 5000  # smallest sample size for FID-infinity; not computed for less than twice as many images
+    infinity_points: int = 10  # sample sizes
     seed: int = SEED  # of every choice and order above
 
     @property
@@ -70,7 +75,7 @@ PROTOCOLS = {
             runs=1,
             samples=1000,
             kid_size=500,
-            infinity_points=0,
+            kid_subsets=20,
         ),
     )
 }
@@ -98,7 +103,7 @@ class Reference:
         if self.features is not None:
             return {"images": self.features.images, "count": protocol.reference or len(self.features)}
         assert self._moments is not None
-        return {"statistics": self._moments.provenance, "count": self._moments.count}
+        return self._moments.identity
 
     def part(self, protocol: Protocol) -> tuple[Features | None, Moments]:
         """The images that ``protocol`` compares with, and their moments; kept, as their factor is."""
@@ -111,14 +116,21 @@ class Reference:
         return self._of[protocol.reference]
 
 
+def check_number(real: int, protocol: Protocol) -> None:
+    """Raises UserError where a reference of ``real`` images is too small for ``protocol``."""
+    if protocol.reference is not None and real < protocol.reference:
+        raise UserError(
+            f"protocol {protocol.name}: compares with {protocol.reference:,} real images, the reference has {real:,}."
+        )
+
+
 def _choice(reference: Reference, protocol: Protocol) -> tuple[Any, Any]:
     """Indices of the reference's images that a protocol compares with, in the data's order, and of those left over."""
     assert reference.features is not None
     total, wanted = len(reference.features), protocol.reference
     if wanted is None:
         return np.arange(total), np.arange(0)
-    if total < wanted:
-        raise UserError(f"protocol {protocol.name}: compares with {wanted:,} real images, the reference has {total:,}.")
+    check_number(total, protocol)
     order = np.random.RandomState(protocol.seed).permutation(total)
     return np.sort(order[:wanted]), order[wanted:]
 
@@ -134,7 +146,8 @@ def check_same_extractor(mine: dict[str, Any], other: dict[str, Any], what: str)
 
 
 def measure(features: Features, reference: Reference, protocol: Protocol) -> Result:
-    """Scores of ``protocol.total`` images: {metric: {"mean", "std", "values"}} over runs, and ``pooled`` over all images.
+    """Scores of ``protocol.total`` images: ``fid`` and ``inception_score`` as {"mean", "std", "values"} over runs, ``kid``
+    over subsets, and ``pooled`` those of all images together.
 
     A metric that the extractor or the reference cannot give is null. Raises UserError for too few images, numbers that
     are not finite, or a reference of another extractor.
@@ -147,7 +160,7 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         raise UserError(
             f"reference: has {real_moments.dimensions} features, the extractor {features.values.shape[1]}: made by another one."
         )
-    runs: dict[str, list[float]] = {"fid": [], "inception_score": [], "kid": []}
+    runs: dict[str, list[float]] = {"fid": [], "inception_score": []}
     splits: list[float] = []
     pooled = Accumulator(features.values.shape[1])
     for run in range(protocol.runs):
@@ -159,9 +172,6 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
             mean, deviation = inception_score(part.logits, protocol.splits, protocol.seed)
             runs["inception_score"].append(mean)
             splits.append(deviation)
-        if real is not None:
-            size = min(protocol.kid_size, len(real))
-            runs["kid"].append(kernel_distance(part.values, real.values, protocol.kid_subsets, size, protocol.seed)[0])
     result: Result = {name: _over_runs(values) for name, values in runs.items()}
     if protocol.splits > 1 and result["inception_score"] is not None and protocol.runs == 1:
         result["inception_score"]["std"] = splits[0]  # over splits, the only deviation there is
@@ -173,11 +183,15 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         "precision": None,
         "recall": None,
     }
-    if protocol.infinity_points:
+    if len(everything) >= 2 * protocol.infinity_start:
         result["pooled"]["fid_infinity"] = infinite_frechet_distance(
-            everything, real_moments, protocol.infinity_points, protocol.seed
+            everything, real_moments, protocol.infinity_start, protocol.infinity_points, protocol.seed
         )
+    result["kid"] = None
     if real is not None:
+        size = min(protocol.kid_size, len(everything), len(real))
+        mean, deviation = kernel_distance(everything, real.values, protocol.kid_subsets, size, protocol.seed)
+        result["kid"] = {"mean": mean, "std": deviation, "subsets": protocol.kid_subsets, "size": size}
         count = min(protocol.neighbourhood, len(everything), len(real))
         chosen = np.random.RandomState(protocol.seed).permutation(len(real))[:count]
         precision, recall = precision_recall(everything[:count], real.values[chosen], protocol.neighbours)
@@ -190,6 +204,9 @@ def _over_runs(values: list[float]) -> dict[str, Any] | None:
         return None
     # The deviation of a single run is not zero but unknown.
     return {"mean": float(np.mean(values)), "std": float(np.std(values)) if len(values) > 1 else None, "values": values}
+
+
+HELD_OUT = "held-out images"
 
 
 def floor(reference: Reference, protocol: Protocol, held_out: Features | None = None) -> Result | None:
@@ -206,7 +223,9 @@ def floor(reference: Reference, protocol: Protocol, held_out: Features | None = 
     chosen, left = _choice(reference, protocol)
     if held_out is not None:
         check_same_extractor(everything.extractor, held_out.extractor, "held-out images")
-        pool, source = held_out, "held-out images"
+        # Shuffled as the others are: many sets are sorted by class, and a run of one class scores far worse.
+        pool = held_out[np.random.RandomState(protocol.seed).permutation(len(held_out))]
+        source = HELD_OUT
     elif len(left) >= protocol.samples:
         pool, source = everything[left], "the reference's images that are not compared with"
     else:
@@ -218,11 +237,9 @@ def floor(reference: Reference, protocol: Protocol, held_out: Features | None = 
         source = "images taken out of the reference"
     samples = min(protocol.samples, len(pool))
     runs = min(protocol.runs, len(pool) // max(samples, 1))
-    if samples < max(protocol.splits, 10 * protocol.infinity_points, protocol.neighbours + 1, 2) or len(chosen) < 2:
+    if samples < max(protocol.splits, protocol.neighbours + 1, 2) or len(chosen) <= protocol.neighbours:
         return None
-    settings = asdict(protocol) | {
-        "runs": runs, "samples": samples, "reference": None, "kid_size": min(protocol.kid_size, samples, len(chosen))
-    }  # fmt: skip
+    settings = asdict(protocol) | {"runs": runs, "samples": samples, "reference": None}
     result = measure(pool, Reference(everything[chosen]), Protocol(**settings))
     return result | {"source": source, "runs": runs, "samples": samples, "reference": len(chosen), "images": pool.images}
 
@@ -240,7 +257,8 @@ def score(
             "extractor": features.extractor,
             "reference": reference.identity(protocol),
             "generated": features.images,
-            "deviation": "ddof=0, over runs of one generator (over splits where there is one run)",
+            "floor": floor["images"] if floor is not None and floor["source"] == HELD_OUT else None,
+            "deviation": "ddof=0: over runs of one generator (IS over splits where there is one run), KID over subsets",
             **provenance,
         },
     }
@@ -270,18 +288,28 @@ def compare(
         size = min(kid_size, len(generated), len(real))
         mean, deviation = kernel_distance(generated.values, real.values, 100, size)
         result["kid"] = {"mean": mean, "std": deviation, "subsets": 100, "size": size}
-        if min(len(generated), len(real)) > 3:
-            result["precision"], result["recall"] = precision_recall(generated.values, real.values)
+        count = min(NEIGHBOURHOOD, len(generated), len(real))
+        if count > 3:
+            one, two = (np.random.RandomState(SEED).permutation(len(x))[:count] for x in (generated, real))
+            result["precision"], result["recall"] = precision_recall(generated.values[one], real.values[two])
+            result["neighbourhood"] = count
     return result
 
 
 # What must be equal for two scores to stand in one table. The rest tells which generator was scored, and on what machine.
-COMPARED = ("protocol", "extractor", "reference", "image", "weights", "seed")
+COMPARED = ("protocol", "extractor", "reference", "floor", "image", "weights", "seed", "dtype")
+# What changes no more than the last digits: worth a remark.
+REMARKED = ("versions", "device")
 
 
-def incomparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """What keeps two provenances from one table: the first difference; None where they compare."""
-    for key in COMPARED:
+def series(provenance: dict[str, Any]) -> str:
+    """Equal where two scores may stand in one table."""
+    return digest([provenance.get(key) for key in COMPARED])
+
+
+def difference(a: dict[str, Any], b: dict[str, Any], keys: Sequence[str] = COMPARED) -> str | None:
+    """The first of ``keys`` in which two provenances differ, and how; by default what keeps them from one table."""
+    for key in keys:
         if a.get(key) != b.get(key):
             return _difference(key, a.get(key), b.get(key))
     return None
@@ -295,11 +323,21 @@ def _difference(key: str, a: Any, b: Any) -> str:
     return f"{key}: {a} and {b}"
 
 
-def name_of_distance(extractor: str) -> str:
-    """FID where the network is the literature's, else the name of what it is."""
-    return "FID" if extractor in OF_THE_LITERATURE else f"Frechet distance ({extractor})"
+def of_the_literature(extractor: dict[str, Any]) -> bool:
+    """Whether an extractor's identity is that of a network and weights that published scores were made with."""
+    return extractor["extractor"] in OF_THE_LITERATURE and str(extractor["weights_sha256"]).startswith(INCEPTION_CHECKSUM)
 
 
-def name_of_score(extractor: str) -> str:
-    """IS where the network is the literature's."""
-    return "IS" if extractor in OF_THE_LITERATURE else f"Inception score ({extractor})"
+def name_of_distance(extractor: dict[str, Any], *, short: bool = False) -> str:
+    """FID where the extractor is the literature's, else the name of what it is."""
+    return "FID" if of_the_literature(extractor) else "Frechet distance" + _by(extractor, short)
+
+
+def name_of_score(extractor: dict[str, Any], *, short: bool = False) -> str:
+    """IS where the extractor is the literature's."""
+    return "IS" if of_the_literature(extractor) else "Inception score" + _by(extractor, short)
+
+
+def _by(extractor: dict[str, Any], short: bool) -> str:
+    other = ", other weights" if extractor["extractor"] in OF_THE_LITERATURE else ""
+    return "" if short else f" ({extractor['extractor']}{other})"

@@ -27,6 +27,10 @@ Entry = dict[str, Any] | None
 Pick = Callable[[dict[str, Any]], Entry]
 
 
+def _name(table: Table) -> str:
+    return str(table.extractor["extractor"])
+
+
 def _mean_of(name: str) -> Pick:
     return lambda scores: scores[name]
 
@@ -39,11 +43,11 @@ def _pooled(name: str) -> Pick:
     return pick
 
 
-def _measures(extractor: str) -> list[tuple[str, str, Pick, int]]:
+def _measures(extractor: dict[str, Any]) -> list[tuple[str, str, Pick, int]]:
     """Key, heading, where it is in a record's scores, digits."""
-    distance = name_of_distance(extractor).split(" (")[0]
+    distance = name_of_distance(extractor, short=True)
     return [
-        ("inception_score", name_of_score(extractor).split(" (")[0] + UP, _mean_of("inception_score"), 2),
+        ("inception_score", name_of_score(extractor, short=True) + UP, _mean_of("inception_score"), 2),
         ("fid", distance + DOWN, _mean_of("fid"), 2),
         ("fid_pooled", f"{distance}, all runs' images{DOWN}", _pooled("fid"), 2),
         ("fid_infinity", f"{distance}, extrapolated{DOWN}", _pooled("fid_infinity"), 2),
@@ -73,36 +77,44 @@ def _lines(table: Table, protocol: str) -> list[tuple[str, list[Entry], str]]:
         lines.append(("Real data", [pick(floor) for _, _, pick, _ in measures], what))
     for row in table.rows:
         if any(protocol in run.records for run in row.runs):
-            lines.append((row.label, [_cell(row, protocol, pick) for _, _, pick, _ in measures], _trainings(row)))
+            lines.append((row.label, [_cell(row, protocol, pick) for _, _, pick, _ in measures], _trainings(row, protocol)))
     return lines
 
 
-def _trainings(row: Row) -> str:
-    steps = " / ".join(f"{step:,}" for step in sorted({run.step for run in row.runs}))
-    seeds = ", ".join(str(run.seed) for run in sorted(row.runs, key=lambda run: run.seed))
-    many = len(row.runs) > 1
-    text = f"{len(row.runs)} trainings (seeds {seeds})" if many else f"1 training (seed {seeds})"
-    minutes = [run.minutes for run in row.runs if run.minutes is not None]
+def _trainings(row: Row, protocol: str) -> str:
+    """What was scored: how many trainings, of how many steps and minutes."""
+    runs = sorted((run for run in row.runs if protocol in run.records), key=lambda run: run.seed)
+    steps = " / ".join(f"{step:,}" for step in sorted({run.records[protocol]["step"] for run in runs}))
+    seeds = ", ".join(str(run.seed) for run in runs)
+    text = f"{len(runs)} trainings (seeds {seeds})" if len(runs) > 1 else f"1 training (seed {seeds})"
+    minutes = [m for run in runs if (m := run.minutes[protocol]) is not None]
     return f"{text}, {steps} steps" + (f", {np.mean(minutes):.0f} min" if minutes else "")
 
 
-def _deviation(table: Table) -> str:
-    several = [row.label for row in table.rows if len(row.runs) > 1]
-    single = [row.label for row in table.rows if len(row.runs) == 1]
+def _deviation(table: Table, protocol: str) -> str:
+    """What the deviations of a protocol are of."""
+    recipe = PROTOCOLS[protocol]
+    several = [row.label for row in table.rows if sum(protocol in run.records for run in row.runs) > 1]
+    single = [row.label for row in table.rows if sum(protocol in run.records for run in row.runs) == 1]
+    if table.floors[protocol] is not None:
+        single.insert(0, "Real data")
+    over = (
+        f"{recipe.runs} runs of one generator" if recipe.runs > 1 else f"{recipe.splits} splits (IS; none for a single run's FID)"
+    )
     parts = []
     if single:
-        parts.append(f"over the protocol's runs of one trained generator, ddof=0 ({', '.join(['Real data', *single])})")
+        parts.append(f"over {over}, KID's over subsets, ddof=0 ({', '.join(single)})")
     if several:
         parts.append(f"over trainings with different seeds, ddof=1 ({', '.join(several)})")
-    return "± is the deviation " + "; ".join(parts) + ". A dash: not measured, or unknown from one run."
+    return f"{protocol}: ± is the deviation " + "; ".join(parts) + "."
 
 
 def _remarks(table: Table) -> list[str]:
-    remarks = [_deviation(table)]
+    remarks = [_deviation(table, protocol) for protocol in table.columns]
     if not table.published:
         remarks.append(
             "The paper's numbers are left out: they hold for CIFAR-10 under the Inception network of the literature;"
-            f" these were made by {table.extractor} on the data named below. They compare with each other alone."
+            f" these were made by {_name(table)} on the data named below. They compare with each other alone."
         )
     else:
         remarks.append(
@@ -111,14 +123,15 @@ def _remarks(table: Table) -> list[str]:
         )
     remarks.append(
         "A Frechet distance of few images is biased upwards, so numbers of two protocols do not compare; Real data, scored"
-        " as if generated, is what a perfect generator would get (its sizes are in the last column)."
+        " as if generated, shows what a perfect generator would get at the sizes in its last column (fewer images than the"
+        " others had: less good)."
     )
-    return remarks
+    return remarks + table.notes
 
 
 def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
     """Table II: a line a model; published, then IS and FID under each protocol."""
-    distance, score = (f(table.extractor).split(" (")[0] for f in (name_of_distance, name_of_score))
+    distance, score = (name(table.extractor, short=True) for name in (name_of_distance, name_of_score))
     heads = ["Model"]
     if table.published:
         heads += ["published IS" + UP, "published FID" + DOWN]
@@ -136,7 +149,8 @@ def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
         for protocol in table.columns:
             values = found[protocol].get(label)
             cells += [figure(values[0]), figure(values[1])] if values else ["-", "-"]
-        cells.append(next((_trainings(row) for row in table.rows if row.label == label), "-"))
+        scored = [(row, p) for row in table.rows for p in table.columns if row.label == label and label in found[p]]
+        cells.append(_trainings(*scored[0]) if scored else "-")
         body.append(cells)
     return heads, body
 
@@ -148,7 +162,7 @@ def markdown(table: Table, curves: bool = False) -> str:
         rule = "|" + "---|" * len(heads)
         return ["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(cells) + " |" for cells in body), ""]
 
-    lines = ["# Table II", "", f"Extractor: {table.extractor}.", "", *grid(*_overview(table))]
+    lines = ["# Table II", "", f"Extractor: {_name(table)}.", "", *grid(*_overview(table))]
     lines += [f"{remark}\n" for remark in _remarks(table)]
     if curves:
         lines += ["![Frechet distance along training](table2_curves.png)", ""]
@@ -181,10 +195,10 @@ def comma_separated(table: Table) -> str:
     names = [name for key, *_ in measures for name in (key, f"{key}_std")]
     writer.writerow(["model", "protocol", "extractor", *names, "trainings", "scored"])
     for protocol in table.columns:
-        counts = {row.label: len(row.runs) for row in table.rows}
+        counts = {row.label: sum(protocol in run.records for run in row.runs) for row in table.rows}
         for label, values, what in _lines(table, protocol):
             cells = [cell for v in values for cell in ((v["mean"], v.get("std")) if v else (None, None))]
-            writer.writerow([label, protocol, table.extractor, *cells, counts.get(label, ""), what])
+            writer.writerow([label, protocol, _name(table), *cells, counts.get(label, ""), what])
     return out.getvalue()
 
 
@@ -221,28 +235,26 @@ def _picture(content: bytes, caption: str, kind: str = "grid") -> str:
 
 
 def _curves(table: Table) -> bytes | None:
-    """PNG of the distance along each training, by the protocol with the most points; None where no run has two."""
-    protocol = max(PROTOCOLS, key=lambda name: sum(len(run.curves.get(name, [])) for row in table.rows for run in row.runs))
-    series = [(row, run) for row in table.rows for run in row.runs if len(run.curves.get(protocol, [])) > 1]
-    if not series:
+    """PNG of the distance along each training; None where no run has two points."""
+    series = [(row, run) for row in table.rows for run in row.runs if len(run.curve) > 1]
+    if not series or table.curve is None:
         return None
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    timed = all(point.minutes is not None for _, run in series for point in run.curves[protocol])
+    timed = all(point.minutes is not None for _, run in series for point in run.curve)
     panels = drawing.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
     colours = {row.label: f"C{index}" for index, row in enumerate(table.rows)}
-    floor = table.floors.get(protocol)
+    floor = table.curve["floor"]
     for axes, name in zip(panels, ("generator updates", "minutes of training"), strict=False):
         for row, run in series:
-            points = run.curves[protocol]
-            places = [point.step if axes is panels[0] else point.minutes for point in points]
+            places = [point.step if axes is panels[0] else point.minutes for point in run.curve]
             label = row.label if run is row.runs[0] else None
-            axes.plot(places, [point.distance for point in points], ".-", color=colours[row.label], label=label)
+            axes.plot(places, [point.distance for point in run.curve], ".-", color=colours[row.label], label=label)
         if floor is not None:
             axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
         axes.set(xlabel=name, ylim=(0, None))
-    panels[0].set_ylabel(f"{name_of_distance(table.extractor)}, {protocol}")
+    panels[0].set_ylabel(f"{name_of_distance(table.extractor)}, {table.curve['protocol']}")
     panels[0].legend()
     out = io.BytesIO()
     drawing.savefig(out, format="png")
@@ -251,7 +263,7 @@ def _curves(table: Table) -> bytes | None:
 
 def page(table: Table, curves: bytes | None) -> str:
     """One HTML page with its pictures inside."""
-    parts = [f"<h1>Table II, by {escape(table.extractor)}</h1>", _html_table(*_overview(table))]
+    parts = [f"<h1>Table II, by {escape(_name(table))}</h1>", _html_table(*_overview(table))]
     parts += [f"<p>{escape(remark)}</p>" for remark in _remarks(table)]
     if curves is not None:
         parts += [
@@ -279,7 +291,7 @@ def page(table: Table, curves: bytes | None) -> str:
         ]
     head = (
         "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-        f"<title>Table II, by {escape(table.extractor)}</title><style>{_STYLE}</style>"
+        f"<title>Table II, by {escape(_name(table))}</title><style>{_STYLE}</style>"
     )
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 

@@ -2,15 +2,15 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from eval import protocols
-from eval.extractors import OF_THE_LITERATURE
 from eval.protocols import PROTOCOLS
 from gan import sampling, scores
 from gan.config import CHANGEABLE, Config, flatten, load_config
@@ -37,12 +37,11 @@ class RunScores:
 
     name: str
     seed: int
-    step: int
-    records: dict[str, Record]  # by protocol: the newest
-    curves: dict[str, list[Point]]  # by protocol
+    records: dict[str, Record]  # by protocol: that of the most trained generator
+    curve: list[Point]
     grids: list[tuple[int, bytes]]  # step and PNG, oldest first
     settings: dict[str, Any]
-    minutes: float | None  # of training, as recorded
+    minutes: dict[str, float | None]  # of training, as recorded, up to each protocol's score
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,13 @@ class Table:
 
     rows: list[Row]
     columns: list[str]  # protocols
-    extractor: str
+    extractor: dict[str, Any]  # its identity
     published: bool  # whether published numbers may stand beside these
     floors: dict[str, Record | None]  # by protocol: real images scored as if generated
     provenance: dict[str, Record]  # by protocol
-    real_grid: bytes | None = None
-    notes: list[str] = field(default_factory=list)
+    curve: Record | None  # one of the records that the curves are made of
+    real_grid: bytes | None
+    notes: list[str]
 
 
 def label_of(config: Config) -> str:
@@ -81,67 +81,124 @@ def label_of(config: Config) -> str:
 
 def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     """The table of the runs in ``folders``. Raises UserError where there is no score, or scores do not compare."""
-    found: list[tuple[RunScores, Config]] = []
-    for folder in dict.fromkeys(folders):
+    configs: dict[Path, Config] = {}
+    records: dict[Path, list[Record]] = {}
+    for folder in {path.resolve(): path for path in folders}.values():
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run's folder (no config.yaml in it). Expected folders such as runs/cifar10_msngan.")
-        records = [r for r in scores.read(folder) if extractor in (None, _extractor_of(r))]
-        if not any(r["source"] == "command" for r in records):
+        configs[folder] = load_config(folder / "config.yaml")
+        records[folder] = [r for r in scores.read(folder) if extractor in (None, _identity(r)["extractor"])]
+        if not any(r["source"] == "command" for r in records[folder]):
             which = f" by {extractor}" if extractor else ""
             raise UserError(f"{folder}: no scores{which} yet. Score it with: python -m eval score {folder} --protocol paper")
-        found.append((_run_scores(folder, records), load_config(folder / "config.yaml")))
-    columns = [name for name in COLUMNS if any(name in run.records for run, _ in found)]
-    for column in columns:
-        _check_comparable([run for run, _ in found if column in run.records], column)
-    names = {_extractor_of(record) for run, _ in found for record in run.records.values()}
+    names = {str(_identity(r)["extractor"]) for own in records.values() for r in own if r["source"] == "command"}
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")
     (name,) = names
-    first = {column: next(run.records[column] for run, _ in found if column in run.records) for column in columns}
+    chosen = {column: found for column in COLUMNS if (found := _comparable(records, column))}
+    first = {column: next(iter(found.values())) for column, found in chosen.items()}
+    _check_columns(first)
+    curve = _curve_series([r for own in records.values() for r in own if _identity(r)["extractor"] == name])
+    runs = [
+        (
+            _run_scores(folder, {c: found[folder] for c, found in chosen.items() if folder in found}, records[folder], curve),
+            config,
+        )
+        for folder, config in configs.items()
+    ]
+    identity = _identity(next(iter(first.values())))
     return Table(
-        rows=_rows(found),
-        columns=columns,
-        extractor=name,
-        published=name in OF_THE_LITERATURE and all(config.data.name == "cifar10" for _, config in found),
+        rows=_rows(runs),
+        columns=list(chosen),
+        extractor=identity,
+        published=protocols.of_the_literature(identity) and all(_is_the_papers(config) for config in configs.values()),
         floors={column: record["floor"] for column, record in first.items()},
         provenance={column: record["provenance"] for column, record in first.items()},
-        real_grid=_real_grid(found[0][1]),
+        curve=next((r for own in records.values() for r in own if curve == protocols.series(r["provenance"])), None),
+        real_grid=_real_grid(next(iter(configs.values()))),
+        notes=[note for column, found in chosen.items() if (note := _remark(list(found.values()), column))],
     )
 
 
-def _extractor_of(record: Record) -> str:
-    return str(record["provenance"]["extractor"]["extractor"])
+def _identity(record: Record) -> dict[str, Any]:
+    identity: dict[str, Any] = record["provenance"]["extractor"]
+    return identity
 
 
-def _run_scores(folder: Path, records: list[Record]) -> RunScores:
-    newest: dict[str, Record] = {}
-    curves: dict[str, dict[int, float]] = {}
-    latest = {record["protocol"]: record["series"] for record in records}
-    for record in records:
-        if record["series"] == latest[record["protocol"]]:
-            curves.setdefault(record["protocol"], {})[record["step"]] = record["scores"]["fid"]["mean"]
-        if record["source"] == "command":
-            before = newest.get(record["protocol"])
-            if before is None or record["step"] >= before["step"]:
-                newest[record["protocol"]] = record
-    config = load_config(folder / "config.yaml")
-    minutes_at = _clock(folder)
-    pictures = sorted((folder / "samples").glob("step-*.png"))
-    step = max(record["step"] for record in newest.values())
-    pictures = [path for path in pictures if _step_of(path) <= step]
-    chosen = sorted({round(i * (len(pictures) - 1) / (_GRIDS - 1)) for i in range(_GRIDS)}) if pictures else []
+def _is_the_papers(config: Config) -> bool:
+    """Whether a run is on the data that Table II was measured on."""
+    data = config.data
+    return (data.name, data.split, data.image_size, data.channels) == ("cifar10", "train", 32, 3)
+
+
+def _comparable(records: dict[Path, list[Record]], protocol: str) -> dict[Path, Record]:
+    """One score of each run that has any under ``protocol``, all of the same series: that of the most trained generator.
+
+    Where runs share several series, the averaged generators' and the lowest seed's is taken. Raises UserError where they
+    share none.
+    """
+    by_series: dict[Path, dict[str, Record]] = {}
+    for folder, own in records.items():
+        for record in own:
+            if record["source"] == "command" and record["protocol"] == protocol:
+                found = by_series.setdefault(folder, {})
+                key = protocols.series(record["provenance"])
+                if key not in found or record["step"] >= found[key]["step"]:
+                    found[key] = record
+    if not by_series:
+        return {}
+    shared = set.intersection(*(set(found) for found in by_series.values()))
+    if not shared:
+        _refuse(by_series, protocol)
+    first = next(iter(by_series.values()))
+    best = min(shared, key=lambda key: (first[key]["provenance"]["weights"] != "ema", first[key]["provenance"]["seed"], key))
+    return {folder: found[best] for folder, found in by_series.items()}
+
+
+def _refuse(by_series: dict[Path, dict[str, Record]], protocol: str) -> NoReturn:
+    newest = {folder: list(found.values())[-1]["provenance"] for folder, found in by_series.items()}
+    (one, a), *others = newest.items()
+    for other, b in others:
+        if difference := protocols.difference(a, b):
+            raise UserError(
+                f"{one.name} and {other.name} cannot stand in one table: their {protocol} scores differ in {difference}."
+                " Score both in the same way, or choose with --extractor."
+            )
+    raise UserError(f"the runs' {protocol} scores have nothing in common. Score all of them in the same way.")
+
+
+def _check_columns(first: dict[str, Record]) -> None:
+    """Raises UserError where two protocols' scores are by another network or against other images."""
+    (one, a), *others = first.items()
+    for other, b in others:
+        for key in ("extractor", "image", "weights"):
+            if difference := protocols.difference(a["provenance"], b["provenance"], (key,)):
+                raise UserError(f"the {one} and {other} scores cannot stand in one table: they differ in {difference}.")
+        real = [record["provenance"]["reference"].get("images") for record in (a, b)]
+        if real[0] != real[1]:
+            raise UserError(f"the {one} and {other} scores cannot stand in one table: their references are different images.")
+
+
+def _curve_series(records: list[Record]) -> str | None:
+    """The series of scores with the most points, of all runs together."""
+    counts = Counter(protocols.series(record["provenance"]) for record in records)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _run_scores(folder: Path, chosen: dict[str, Record], records: list[Record], curve: str | None) -> RunScores:
+    points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if protocols.series(r["provenance"]) == curve}
+    config, minutes_at = load_config(folder / "config.yaml"), _clock(folder)
+    last = max((record["step"] for record in chosen.values()), default=0)
+    pictures = [path for path in sorted((folder / "samples").glob("step-*.png")) if _step_of(path) <= last]
+    shown = sorted({round(i * (len(pictures) - 1) / (_GRIDS - 1)) for i in range(_GRIDS)}) if pictures else []
     return RunScores(
         name=folder.name,
         seed=config.seed,
-        step=step,
-        records=newest,
-        curves={
-            name: [Point(at, minutes_at(at), distance) for at, distance in sorted(points.items())]
-            for name, points in curves.items()
-        },
-        grids=[(_step_of(pictures[i]), pictures[i].read_bytes()) for i in chosen],
+        records=chosen,
+        curve=[Point(step, minutes_at(step), distance) for step, distance in sorted(points.items())],
+        grids=[(_step_of(pictures[i]), pictures[i].read_bytes()) for i in shown],
         settings=dict(flatten(config)),
-        minutes=minutes_at(step),
+        minutes={name: minutes_at(record["step"]) for name, record in chosen.items()},
     )
 
 
@@ -151,22 +208,26 @@ def _step_of(path: Path) -> int:
 
 
 def _clock(folder: Path) -> Callable[[int], float | None]:
-    """How many minutes of training, without stops, had passed at a step, by the run's records; None where they are not."""
+    """How many minutes of training, without stops and scores, had passed at a step, by the run's records; None where they
+    are not."""
     path = folder / "metrics.jsonl"
     if not path.exists():
         return lambda step: None
-    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-    records = [(line["step"], line["seconds"]) for line in lines if "seconds" in line]
+    try:
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        records = [(line["step"], float(line["seconds"])) for line in lines if "seconds" in line]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.") from None
     return lambda step: sum(seconds for at, seconds in records if at <= step) / 60
 
 
-def _check_comparable(runs: list[RunScores], protocol: str) -> None:
-    for run in runs[1:]:
-        if difference := protocols.incomparable(runs[0].records[protocol]["provenance"], run.records[protocol]["provenance"]):
-            raise UserError(
-                f"{runs[0].name} and {run.name} cannot stand in one table: their {protocol} scores differ in {difference}."
-                " Score both again in the same way, or choose with --extractor."
-            )
+def _remark(records: list[Record], protocol: str) -> str | None:
+    """What the scores differ in without becoming incomparable."""
+    first, *others = (record["provenance"] for record in records)
+    for other in others:
+        if found := protocols.difference(first, other, protocols.REMARKED):
+            return f"The {protocol} scores were not all made with the same versions and device ({found}): last digits may differ."
+    return None
 
 
 def _rows(found: list[tuple[RunScores, Config]]) -> list[Row]:
@@ -179,10 +240,29 @@ def _rows(found: list[tuple[RunScores, Config]]) -> list[Row]:
     labels = [label_of(members[0][1]) for members in groups.values()]
     rows = []
     for label, members in zip(labels, groups.values(), strict=True):
+        runs = [run for run, _ in members]
+        _check_trainings(runs)
         others = [m[0][0] for other, m in zip(labels, groups.values(), strict=True) if other == label and m is not members]
-        rows.append(Row(label + _told_apart(members[0][0], others, ignored), [run for run, _ in members]))
+        rows.append(Row(label + _told_apart(runs[0], others, ignored), runs))
     order = ["WGAN-GP (with BN)", "SNGAN", "MSNGAN"]
     return sorted(rows, key=lambda row: next((i for i, name in enumerate(order) if row.label.startswith(name)), len(order)))
+
+
+def _check_trainings(runs: list[RunScores]) -> None:
+    """Raises UserError for runs of one configuration whose average would mean nothing."""
+    for index, run in enumerate(runs):
+        for other in runs[:index]:
+            if run.seed == other.seed:
+                raise UserError(
+                    f"{other.name} and {run.name} are the same training (configuration and seed {run.seed}). Give one."
+                )
+            for protocol in {*run.records} & {*other.records}:
+                steps = other.records[protocol]["step"], run.records[protocol]["step"]
+                if steps[0] != steps[1]:
+                    raise UserError(
+                        f"{other.name} and {run.name} are seeds of one configuration, but their {protocol} scores are of step"
+                        f" {steps[0]} and {steps[1]}. Train and score both as far as each other."
+                    )
 
 
 def _told_apart(run: RunScores, others: list[RunScores], ignored: set[str]) -> str:
@@ -214,7 +294,7 @@ def figure(entry: dict[str, Any] | None, digits: int = 2) -> str:
 
 def describe(run: str, record: Record) -> str:
     """A score for people, with what must be known to read it."""
-    extractor, found, floor = _extractor_of(record), record["scores"], record["floor"]
+    extractor, found, floor = _identity(record), record["scores"], record["floor"]
     protocol = PROTOCOLS[record["protocol"]]
     distance, score = protocols.name_of_distance(extractor), protocols.name_of_score(extractor)
     pooled = found["pooled"]
@@ -244,10 +324,11 @@ def _thousandfold(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}
 
 
-def describe_comparison(found: Record, extractor: str) -> str:
+def describe_comparison(found: Record) -> str:
     """A comparison of two sets for people."""
     counts = " against ".join("an unknown number" if count is None else f"{count:,}" for count in found["counts"])
-    lines = [f"{counts} images, {extractor}", f"  {protocols.name_of_distance(extractor):<42}{found['fid']:.4f}"]
+    extractor = found["provenance"]["extractor"]
+    lines = [f"{counts} images, {extractor['extractor']}", f"  {protocols.name_of_distance(extractor):<42}{found['fid']:.4f}"]
     if found["inception_score"]:
         lines.append(
             f"  {protocols.name_of_score(extractor):<42}{figure(found['inception_score'], 4)}"

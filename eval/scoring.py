@@ -3,7 +3,9 @@
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from eval import protocols
 from eval.extractors import Extractor, load_extractor
-from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget
+from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget, hold
 from eval.protocols import PROTOCOLS, Protocol, Reference, Result
 from eval.statistics import Moments, load_moments
 from gan import checkpoints, sampling, scores
@@ -157,14 +159,21 @@ def open_images(spec: str, *, size: int | None, folder: str | None = None) -> Im
     return opened
 
 
-def load_statistics(path: Path, extractor: Extractor, made_by: str | None) -> Moments:
-    """Statistics from ``path``. Raises UserError for those of another extractor or another size."""
+def load_statistics(path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None) -> Moments:
+    """Statistics from ``path``. Raises UserError for those of another extractor or, as far as they say, of images of
+    another ``size`` (H, W)."""
     moments = load_moments(path, made_by=made_by)
     protocols.check_same_extractor(extractor.identity, moments.provenance.get("extractor", {}), str(path))
     if moments.dimensions != extractor.dimensions:
         raise UserError(
             f"{path}: statistics of {moments.dimensions} features, {extractor.name} has {extractor.dimensions}: made by another"
             " extractor."
+        )
+    shape = moments.provenance.get("images", {}).get("image")
+    if size is not None and shape is not None and list(shape[1:]) != list(size):
+        raise UserError(
+            f"{path}: statistics of images of {shape[2]}x{shape[1]}, to be compared with images of {size[1]}x{size[0]}: the score"
+            f" would measure the scaling too. Make them again with --size {min(size)}."
         )
     return moments
 
@@ -184,12 +193,7 @@ class Judge:
     reference_name: str  # for people: content is what counts
     team: Team
     device: str
-
-    def check(self, wanted: Sequence[Protocol]) -> None:
-        """Raises UserError for too few real images, before the work that would be in vain."""
-        assert self.reference is not None
-        for protocol in wanted:
-            self.reference.part(protocol)
+    floors: dict[str, Result | None] = field(default_factory=dict)  # those made so far
 
     def floor(self, protocol: Protocol) -> Result | None:
         """The protocol's floor, kept beside the reference's features: it costs as much as a score."""
@@ -199,15 +203,17 @@ class Judge:
         held_out = self.floor_images
         name = digest([asdict(protocol), held_out.images if held_out else None, versions()])
         images = self.reference.features.images
-        place = cache_folder(images, self.extractor) / f"floor-{name}.json"
-        try:
-            kept: Result = json.loads(place.read_text())
-            return kept
-        except (OSError, ValueError):
-            pass
-        result = protocols.floor(self.reference, protocol, held_out)
-        write_atomically(place, json.dumps(result).encode())
-        return result
+        folder = cache_folder(images, self.extractor)
+        place = folder / f"floor-{name}.json"
+        if name not in self.floors:
+            with hold(folder):
+                try:
+                    self.floors[name] = json.loads(place.read_text())
+                except (OSError, ValueError):
+                    self.floors[name] = protocols.floor(self.reference, protocol, held_out)
+                    with suppress(OSError):  # it is only kept to save time
+                        write_atomically(place, json.dumps(self.floors[name]).encode())
+        return self.floors[name]
 
     def score(
         self, features: Features | None, protocol: Protocol, config: Config, step: int, source: str
@@ -230,15 +236,9 @@ class Judge:
                 "versions": versions(),
             }
             result = protocols.score(features, self.reference, protocol, self.floor(protocol), provenance)
-            compared = {key: result["provenance"][key] for key in protocols.COMPARED}
-            return {"step": step, "source": source, "series": digest(compared), **result}
+            return {"step": step, "source": source, "series": protocols.series(result["provenance"]), **result}
 
-        return _on_main_only(self.team, record)
-
-
-def _on_main_only(team: Team, function: Any) -> Any:
-    """``function``'s result on the main process, None on the others; a mistake ends all."""
-    return team.on_all(lambda: function() if team.is_main else None)
+        return self.team.only_main(record)
 
 
 def make_judge(
@@ -246,11 +246,17 @@ def make_judge(
     extractor: Extractor,
     reference: ImageSet | Reference,
     reference_name: str,
+    wanted: Sequence[Protocol],
     floor: ImageSet | None = None,
 ) -> Judge:
-    """Extracts the real images' features, as far as they are not kept already."""
+    """Extracts the real images' features, as far as they are not kept already.
+
+    Raises UserError before that where they are too few for one of the protocols ``wanted``.
+    """
     team = team_of(accelerator)
     if not isinstance(reference, Reference):
+        for protocol in wanted:
+            on_all(accelerator, partial(protocols.check_number, len(reference), protocol))
         features = extract(reference, extractor, team=team)
         opened = Reference(features) if features is not None else None
     else:
@@ -285,7 +291,8 @@ def reference_of(
 ) -> StoredImages | Reference:
     """What a run's generator is compared with: statistics, or real images."""
     if spec is not None and spec.endswith(".npz"):
-        return Reference(None, load_statistics(Path(spec), extractor, made_by))
+        side = config.data.image_size
+        return Reference(None, load_statistics(Path(spec), extractor, made_by, (side, side)))
     return stored(config, spec, folder)
 
 
@@ -306,6 +313,7 @@ def score_generator(
             "protocol": asdict(protocol),
             "extractor": judge.extractor.identity,
             "reference": judge.reference.identity(protocol),
+            "floor": judge.floor_images.images if judge.floor_images else None,
         }
         for record in scores.read(folder):
             found = record["provenance"]
@@ -317,7 +325,6 @@ def score_generator(
     existing = team.on_main(lambda: {p.name: record for p in wanted if (record := done(p)) is not None})
     missing = [protocol for protocol in wanted if protocol.name not in existing]
     if missing:
-        _on_main_only(team, lambda: judge.check(missing))
         features = extract(images, judge.extractor, count=max(p.total for p in missing), team=team, batch=batch)
         for protocol in missing:
             record = judge.score(features, protocol, generator.config, generator.step, "command")
@@ -377,4 +384,5 @@ def open_evaluation(config: Config, images: Images, accelerator: Accelerator) ->
         accelerator,
         lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
     )
-    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference, name_of(config, settings.reference)))
+    name = name_of(config, settings.reference)
+    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))

@@ -1,5 +1,6 @@
 """Mean and covariance of features: streamed in float64, merged, and kept in .npz files that pytorch-fid reads too."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -32,6 +33,18 @@ class Moments:
     @property
     def dimensions(self) -> int:
         return len(self.mean)
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 of the numbers."""
+        return hashlib.sha256(
+            np.ascontiguousarray(self.mean).tobytes() + np.ascontiguousarray(self.covariance).tobytes()
+        ).hexdigest()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What they are, by content, and where they come from, as far as known."""
+        return {"statistics": self.provenance, "content": self.content, "count": self.count}
 
     @cached_property
     def factor(self) -> Matrix:

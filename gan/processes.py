@@ -4,12 +4,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 
 from gan.errors import TrainingDivergedError, UserError
@@ -23,7 +24,9 @@ def make_accelerator(cpu: bool = False) -> Accelerator:
     Raises UserError when a launcher started several processes that do not know of each other: they would all write
     the same files.
     """
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu)
+    # Scores are computed by one process while the others wait; NCCL's own patience is ten minutes.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[patience])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(

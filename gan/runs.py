@@ -192,13 +192,12 @@ def _score_lines(folder: Path) -> list[str]:
     if not training:
         return []
     series = [record for record in training if record["series"] == training[-1]["series"]]
-    best = min(series, key=scores.distance_of)
     extractor = series[0]["provenance"]["extractor"]["extractor"]
     return [
         f"scores:      {folder / scores.FILE} (Frechet distance, {extractor}, {series[0]['protocol']}:"
         f" {scores.distance_of(series[0]):.4g} at step {series[0]['step']},"
         f" {scores.distance_of(series[-1]):.4g} at step {series[-1]['step']})",
-        f"best:        {folder / 'best'} (step {best['step']})",
+        f"best:        {folder / 'best'} (step {checkpoints.step_of(folder / 'best')})",
     ]
 
 

@@ -110,7 +110,6 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
     config, total = job.config, job.config.training.steps
     health, stop = FiniteCheck(job.device), StopRequest(job.accelerator)
     progress = Progress(start, total, "step", shown=tracker is not None)
-    rate = Rate(start, images_per_step=config.training.batch_size * config.training.d_steps)
 
     def due(every: int) -> bool:
         return every > 0 and (step % every == 0 or step == total)
@@ -119,6 +118,7 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
         save_samples(players, 0, config, tracker)
     if evaluate is not None and start == 0:
         save_score(players, 0, config, tracker, evaluate)
+    rate = Rate(start, images_per_step=config.training.batch_size * config.training.d_steps)
     with stop.listening(), progress:
         for step in range(start + 1, total + 1):  # counts G updates: the one that this step ends with
             metrics = train_step(players, stream, step - 1, job)
@@ -137,7 +137,9 @@ def _loop(players: Players, stream: BatchStream, job: Job, tracker: Tracker | No
             if picturing and tracker is not None:
                 save_samples(players, step, config, tracker)
             if scoring and evaluate is not None:
+                began = time.monotonic()
                 save_score(players, step, config, tracker, evaluate)
+                rate.leave_out(time.monotonic() - began)  # records are of training alone
             if saving or stopping:
                 if tracker is not None:
                     tracker.flush()  # a checkpoint must not be newer than the record that leads to it
@@ -158,6 +160,10 @@ class Rate:
 
     def __init__(self, step: int, *, images_per_step: int) -> None:
         self.step, self.images_per_step, self.time = step, images_per_step, time.monotonic()
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that was spent on something else."""
+        self.time += seconds
 
     def since_last(self, step: int) -> dict[str, float]:
         now = time.monotonic()

@@ -39,8 +39,10 @@ class SmallImages:
         return self.pixels[start : start + count]
 
 
-QUICK = Protocol(name="quick", purpose="for tests", runs=1, samples=40, kid_subsets=3, kid_size=20, infinity_points=0)
-PAPER = Protocol(name="paper", purpose="for tests", runs=3, samples=40, kid_subsets=3, kid_size=20, infinity_points=3)
+QUICK = Protocol(name="quick", purpose="for tests", runs=1, samples=40, kid_subsets=3, kid_size=20)
+PAPER = Protocol(
+    name="paper", purpose="for tests", runs=3, samples=40, kid_subsets=3, kid_size=20, infinity_start=60, infinity_points=3
+)
 
 
 def scale_down(patch: pytest.MonkeyPatch | None = None) -> None:

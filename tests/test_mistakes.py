@@ -109,6 +109,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no write permission": (["run.dir=/proc/nowhere"], "Set run.dir to a folder that can"),
     "weights that are not there": (["evaluation.every=5", "evaluation.weights={}/none.pth"], "none.pth: cannot be read"),
     "reference that is not there": (["evaluation.every=5", "evaluation.reference={}/none"], "neither a data set"),
+    "too few images for the protocol": (
+        ["evaluation.every=5", "evaluation.protocol=sngan", "evaluation.reference={}/good"],
+        "compares with 10,000 real images",
+    ),
     "unknown protocol": (["evaluation.protocol=fast"], "evaluation.protocol"),
 }  # fmt: skip
 

@@ -27,7 +27,9 @@ Make = Callable[..., Path]
 def make(finished_run: Path, tmp_path: Path) -> Make:
     """A scored run: real records of random features, ``shift`` away from the reference's."""
 
-    def run(name: str, *settings: str, shift: float = 1.0, extractor: str = "efficientnet-lite0", seed: int = 0) -> Path:
+    def run(
+        name: str, *settings: str, shift: float = 1.0, extractor: str = "efficientnet-lite0", seed: int = 0, weights: str = "0"
+    ) -> Path:
         folder = tmp_path / "runs" / name
         shutil.copytree(finished_run, folder)
         changed = load_config(folder / "config.yaml", [*settings, f"seed={seed}", f"run.name={name}"])
@@ -35,7 +37,7 @@ def make(finished_run: Path, tmp_path: Path) -> Make:
 
         (folder / "config.yaml").write_text(to_yaml(changed))
         draw = np.random.RandomState(seed)
-        identity = {"extractor": extractor, "weights_sha256": "0"}
+        identity = {"extractor": extractor, "weights_sha256": weights}
         reference = Reference(features(np.random.RandomState(99), 0, identity))
         for step, distance in ((0, shift + 3), (4, shift)):
             for protocol in (QUICK, PAPER):
@@ -92,7 +94,8 @@ def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(ma
     assert line["trainings"] == "3"
     text = (tmp_path / "t" / "table2.md").read_text()
     assert "over trainings with different seeds, ddof=1 (SNGAN)" in text
-    assert "one trained generator, ddof=0 (Real data, MSNGAN)" in text
+    assert "paper: ± is the deviation over 3 runs of one generator" not in text, "the recipe is the real one"
+    assert "ddof=0 (Real data, MSNGAN)" in text
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(make: Make, tmp_path: Path) -> None:
@@ -105,10 +108,15 @@ def test_published_numbers_stand_only_beside_cifar10_under_the_literatures_netwo
     def text(*arguments: object, **keywords: str) -> str:
         return markdown(results.collect([make(*arguments, **keywords)]))  # type: ignore[arg-type]
 
-    cifar = "data.name=cifar10"
-    assert "| 7.39 ± 0.07 | 29.8 |" in text("a", *MSN, cifar, extractor="inception")
-    assert "29.8" not in text("b", *MSN, cifar)
-    assert "29.8" not in text("c", *MSN, extractor="inception")
+    cifar, weights = ["data.name=cifar10", "data.channels=3"], "6726825d0af5"
+    known = text("a", *MSN, *cifar, extractor="inception", weights=weights)
+    assert "| 7.39 ± 0.07 | 29.8 |" in known
+    assert "paper: FID" in known
+    others = [text("b", *MSN, *cifar), text("c", *MSN, extractor="inception", weights=weights)]
+    others += [text("d", *MSN, *cifar, extractor="inception", weights="1")]
+    others += [text("e", *MSN, *cifar, "data.image_size=64", extractor="inception", weights=weights)]
+    assert not any("29.8" in other for other in others)
+    assert "paper: Frechet distance" in others[2], "other weights give no FID"
     assert PUBLISHED["SNGAN"] == (7.42, 0.08, 29.3)
 
 
@@ -148,6 +156,44 @@ def test_scores_of_two_extractors_need_a_choice(make: Make, tmp_path: Path, caps
     assert table2(run, "--extractor", "inception", "--out", tmp_path / "t") == 0
     assert table2(run, other, "--extractor", "inception-pytorch-fid", "--out", tmp_path / "t") == 2
     assert "no scores by inception-pytorch-fid" in capsys.readouterr().err
+
+
+def test_the_averaged_generators_scores_are_taken_where_runs_have_several(make: Make, tmp_path: Path) -> None:
+    runs = [make("a", *SN), make("b", *MSN)]
+    assert table2(*runs, "--out", tmp_path / "t") == 0
+    before = read(tmp_path / "t")
+    other = [{**r, "provenance": {**r["provenance"], "weights": "raw"}} for r in scores.read(runs[0])]
+    for record in other:
+        record["scores"]["fid"]["mean"] = 1e9
+        scores.append(runs[0], record)
+    assert table2(*runs, "--out", tmp_path / "t") == 0
+    assert read(tmp_path / "t") == before
+
+
+def test_a_training_counts_once_and_seeds_are_compared_at_one_step(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make("a", *SN)
+    assert table2(run, run / ".." / "a", "--out", tmp_path / "t") == 0
+    assert read(tmp_path / "t")["SNGAN", "paper"]["trainings"] == "1"
+    copy = make("copy", *SN)
+    assert table2(run, copy, "--out", tmp_path / "t") == 2
+    assert "the same training" in capsys.readouterr().err
+    other = make("b", *SN, seed=1)
+    records = [r for r in scores.read(other) if r["step"] == 0]
+    (other / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert table2(run, other, "--out", tmp_path / "t") == 2
+    assert "scores are of step 4 and 0" in capsys.readouterr().err
+
+
+def test_curves_are_of_the_tables_extractor(make: Make) -> None:
+    run = make("a", *SN)
+    foreign = [r for r in scores.read(make("b", *SN, extractor="inception")) if r["protocol"] == "quick"]
+    for step in range(9):  # an extractor that only watched the training, with more points
+        scores.append(run, {**foreign[0], "source": "training", "step": step})
+    table = results.collect([run])
+    assert table.extractor["extractor"] == "efficientnet-lite0"
+    assert [point.step for point in table.rows[0].runs[0].curve] == [0, 4]
 
 
 def test_a_label_from_a_configuration_is_escaped(make: Make, tmp_path: Path) -> None:

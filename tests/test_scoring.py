@@ -79,7 +79,16 @@ def test_protocols_are_what_their_papers_state(name: str, runs: int, samples: in
 
 
 SMALL = Protocol(
-    name="quick", purpose="", runs=3, samples=50, reference=120, kid_size=20, kid_subsets=4, infinity_points=4, neighbours=2
+    name="quick",
+    purpose="",
+    runs=3,
+    samples=50,
+    reference=120,
+    kid_size=20,
+    kid_subsets=4,
+    infinity_start=60,
+    infinity_points=4,
+    neighbours=2,
 )
 
 
@@ -114,6 +123,21 @@ def test_the_floor_is_of_real_images_that_are_not_in_the_reference() -> None:
     assert left_over["pooled"]["precision"] < 1
     generated = measure(random_features(150, 0, shift=1), Reference(reference), SMALL)
     assert left_over["fid"]["mean"] < generated["fid"]["mean"] / 3
+
+
+def test_held_out_images_in_the_order_of_their_classes_make_the_floor_that_shuffled_ones_make() -> None:
+    def classes(count: int, seed: int) -> Features:
+        one = random_features(count, seed)
+        shifted = one.values + np.repeat(np.arange(10), count // 10)[:, None].astype(np.float32) * 5
+        return Features(shifted, one.logits, one.images, one.extractor)
+
+    protocol = Protocol(**{**vars(SMALL), "reference": None})
+    reference, held_out = Reference(classes(1000, 1)), classes(150, 2)
+    ordered = protocols.floor(reference, protocol, held_out)
+    shuffled = protocols.floor(reference, protocol, held_out[np.random.RandomState(0).permutation(150)])
+    assert ordered is not None
+    assert shuffled is not None
+    assert ordered["fid"]["mean"] < 3 * shuffled["fid"]["mean"]
 
 
 def test_too_few_images_are_told() -> None:
@@ -235,6 +259,33 @@ def test_the_reference_can_be_shared_by_runs_and_held_out_images_make_the_floor(
     assert record["provenance"]["reference"]["count"] == 90
     assert record["provenance"]["reference"]["images"]["image"] == [1, 32, 32], "grey, as the run's images are"
     assert (record["floor"]["source"], record["floor"]["samples"], record["floor"]["reference"]) == ("held-out images", 40, 90)
+    _, without = score(run, "--reference", real, protocol="quick")
+    assert without["floor"]["source"] == "images taken out of the reference", "another floor is another score"
+    assert without["series"] != record["series"]
+
+
+def test_two_statistics_files_that_do_not_say_who_made_them_are_two_references(run: Path, tmp_path: Path) -> None:
+    found = []
+    for shift in (0, 9):
+        np.savez(tmp_path / "foreign.npz", mu=np.zeros(12) + shift, sigma=np.eye(12))
+        found = score(run, "--reference", tmp_path / "foreign.npz", "--made-by", "efficientnet-lite0", protocol="quick")
+    assert len(found) == 2
+    assert found[0]["scores"]["fid"]["mean"] != found[1]["scores"]["fid"]["mean"]
+    assert found[0]["series"] != found[1]["series"]
+
+
+def test_training_goes_on_when_the_cache_is_emptied(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.scoring import TrainingEvaluation
+
+    call = TrainingEvaluation.__call__
+
+    def emptied(self: TrainingEvaluation, network: torch.nn.Module, step: int) -> object:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        return call(self, network, step)
+
+    monkeypatch.setattr(TrainingEvaluation, "__call__", emptied)
+    assert command(tiny(*EVALUATED)) == 0
+    assert len(scores.read(tmp_path / "runs" / "tiny")) == 5
 
 
 # During training
@@ -340,6 +391,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a batch of none": (["images", "{}/a", "{}/a", "--batch-size", "0"], "expected a whole number"),
     "table of no run": (["table2", "{}/a", "--out", "{}/t"], "not a run's folder"),
     "table of an unscored run": (["table2", "{}/run", "--out", "{}/t"], "no scores"),
+    "statistics of images of another size": (
+        ["score", "{}/run", "--protocol", "paper", "--reference", "{}/native.npz"],
+        "images of 8x8, to be compared with images of 32x32",
+    ),
+    "statistics and images of two sizes": (["images", "{}/native.npz", "{}/a"], "Give --size 8"),
+    "table into a file": (["table2", "{}/scored", "--out", "{}/junk"], "cannot be written"),
     "too few real images": (["score", "{}/run", "--protocol", "sngan"], "compares with 10,000 real images"),
 }  # fmt: skip
 
@@ -357,6 +414,10 @@ def world(tmp_path: Path, run: Path) -> Path:
     (tmp_path / "junk").write_bytes(b"junk")
     (tmp_path / "junk.npz").write_bytes(b"junk")
     np.savez(tmp_path / "size.npz", mu=np.zeros(5), sigma=np.eye(5))
+    shutil.copytree(run, tmp_path / "scored")
+    score(tmp_path / "scored", protocol="quick")
+    provenance = json.dumps({"extractor": {"extractor": "efficientnet-lite0"}, "images": {"image": [3, 8, 8]}})
+    np.savez(tmp_path / "native.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
     provenance = json.dumps({"extractor": {"extractor": "inception", "weights_sha256": "1"}})
     np.savez(tmp_path / "other.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
     return tmp_path
