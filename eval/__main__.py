@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from eval import metrics, results, scoring
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, extract, parts
+from eval.images import open_images
 from eval.protocols import PROTOCOLS, compare
 from eval.report import write_report
 from eval.statistics import Accumulator, Moments, moments_of, save_moments
@@ -150,7 +151,7 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
             on_all(accelerator, partial(_check_same_size, shapes))
             sides.append((None, moments))
         else:
-            opened = on_all(accelerator, partial(scoring.open_images, spec, size=options.size, folder=options.data))
+            opened = on_all(accelerator, partial(open_images, spec, size=options.size, folder=options.data))
             shapes.append((spec, opened.identity["image"]))
             on_all(accelerator, partial(_check_same_size, shapes))
             features = extract(opened, extractor, team=team, batch=options.batch_size)
@@ -193,7 +194,7 @@ def _check_same_size(shapes: list[tuple[str, list[int]]]) -> None:
 
 def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
     """Writes the statistics of a set."""
-    opened = on_all(accelerator, partial(scoring.open_images, options.spec, size=options.size, folder=options.data))
+    opened = on_all(accelerator, partial(open_images, options.spec, size=options.size, folder=options.data))
     team = scoring.team_of(accelerator)
     seen = Accumulator(extractor.dimensions)
     for part in parts(opened, extractor, team=team, batch=options.batch_size):  # never all features at once

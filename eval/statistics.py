@@ -169,7 +169,9 @@ def _provenance(path: Path, entries: dict[str, NDArray[Any]]) -> tuple[dict[str,
     try:
         provenance = json.loads(str(entries["provenance"]))
         count = int(entries["count"]) if "count" in entries else -1
-        assert isinstance(provenance, dict)
-    except (ValueError, TypeError, AssertionError):
+        assert all(isinstance(provenance.get(key, {}), dict) for key in ("extractor", "images"))
+        shape = provenance.get("images", {}).get("image", [0, 0, 0])
+        assert len(shape) == 3 and all(isinstance(side, int) for side in shape)
+    except (ValueError, TypeError, AttributeError, AssertionError):
         raise UserError(f"{path}: its provenance is damaged. Make it again with python -m eval reference.") from None
     return provenance, count if count > 1 else None

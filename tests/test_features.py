@@ -10,6 +10,7 @@ from PIL import Image
 from eval import features as module
 from eval import scoring
 from eval.features import PART, cache_folder, extract, forget
+from eval.images import StoredImages, data_of
 from gan.data import load_images
 from gan.errors import UserError
 from gan.processes import connected
@@ -110,9 +111,7 @@ def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         for index in range(3):
             Image.new("RGB", (32, 32), (value, index, 0)).save(tmp_path / name / f"{index}.bmp")
-    a, b, c = (
-        scoring.StoredImages(load_images(scoring.data_of(str(tmp_path / name), size=32, channels=3))).identity for name in "abc"
-    )
+    a, b, c = (StoredImages(load_images(data_of(str(tmp_path / name), size=32, channels=3))).identity for name in "abc")
     assert a == b
     assert (tmp_path / "a/0.bmp").stat().st_size == (tmp_path / "c/0.bmp").stat().st_size, "told apart by content, not size"
     assert a["content"] != c["content"]

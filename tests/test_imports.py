@@ -31,7 +31,7 @@ ALLOWED = {
     "eval.protocols": {"eval.extractors", "eval.features", "eval.metrics", "eval.statistics"},
     "eval.report": {"eval.protocols", "eval.results"},
 }
-ANY_OF_BOTH = {"eval.scoring", "eval.results", "eval.__main__"}
+ANY_OF_BOTH = {"eval.images", "eval.scoring", "eval.results", "eval.__main__"}
 ANY_OF_GAN = {"gan", "gan.__main__", "gan.generators", "gan.processes", "gan.runs", "gan.training", "gan.updates"}
 
 

@@ -93,6 +93,8 @@ BAD = {
     "not finite": _file(mu=EYE[0] * np.nan, sigma=EYE),
     "not symmetric": _file(mu=EYE[0], sigma=np.triu(np.ones((3, 3)))),
     "negative variance": _file(mu=EYE[0], sigma=-EYE),
+    "provenance of another kind": _file(mu=EYE[0], sigma=EYE, provenance=np.array('{"images": {"image": 3}}')),
+    "a list for provenance": _file(mu=EYE[0], sigma=EYE, provenance=np.array("[1]")),
     "damaged provenance": _file(mu=EYE[0], sigma=EYE, provenance=np.array("{")),
 }
 
