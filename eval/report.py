@@ -98,9 +98,11 @@ def _deviation(table: Table, protocol: str) -> str:
     single = [row.label for row in table.rows if sum(protocol in run.records for run in row.runs) == 1]
     if table.floors[protocol] is not None:
         single.insert(0, "Real data")
-    over = (
-        f"{recipe.runs} runs of one generator" if recipe.runs > 1 else f"{recipe.splits} splits (IS; none for a single run's FID)"
-    )
+    over = f"{recipe.runs} runs of one generator"
+    if recipe.runs == 1:
+        over = (
+            f"{recipe.splits} splits of one generator's images (IS alone)" if recipe.splits > 1 else "nothing, it is a single run"
+        )
     parts = []
     if single:
         parts.append(f"over {over}, KID's over subsets, ddof=0 ({', '.join(single)})")
