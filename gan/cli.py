@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from gan.allocator import keep_large_blocks
 from gan.errors import TrainingDivergedError, UserError
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
@@ -32,6 +33,7 @@ def whole_number(low: int) -> Callable[[str], int]:
 
 def run(command: Callable[[], int]) -> int:
     """``command``'s exit code, its errors told in one line on stderr."""
+    keep_large_blocks()
     try:
         return command()
     except UserError as error:

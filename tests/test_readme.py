@@ -34,6 +34,7 @@ def checkout(tmp_path: Path, finished_run: Path) -> Path:
     (tmp_path / "PATH_TO_IMAGES").mkdir()
     for index in range(4):
         Image.fromarray(np.full((70, 80, 3), index, np.uint8)).save(tmp_path / "PATH_TO_IMAGES" / f"{index}.png")
+    shutil.make_archive(str(tmp_path / "OTHER_IMAGES"), "zip", tmp_path / "PATH_TO_IMAGES")
     return tmp_path
 
 
@@ -64,6 +65,10 @@ def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         environment[key] = value
+    if words[:4] == ["python", "-m", "eval", "table2"]:  # of runs that were scored by the command further up
+        (score,) = [other for other in COMMANDS if other.startswith("python -m eval score")]
+        scored = run([sys.executable, *shlex.split(score)[1:]], checkout, {})
+        assert scored.communicate(timeout=300)[0] and scored.returncode == 0
     if words[0] == "python":
         words = [sys.executable, *words[1:]]
         workers = [run(small(words) if words[1] == "train.py" else words, checkout, environment)]
