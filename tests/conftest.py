@@ -19,6 +19,7 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 TINY = [
     "model.generator.channels=4", "model.discriminator.channels=4", "model.latent_dim=8", "training.batch_size=8",
     "samples.count=4", "tracking.every=1", "training.precision=fp32", "evaluation.every=0",
+    "training.d_batches=separate",
 ]  # fmt: skip
 
 
