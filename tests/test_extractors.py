@@ -162,5 +162,7 @@ def test_one_weights_file_serves_both_inceptions(tmp_path: Path) -> None:
     b, none = two(images(2, size=299))
     assert logits is not None
     assert none is None
-    # At the networks' own size nothing is resized: what is left is (x - 128) / 128 against 2 x / 255 - 1.
-    assert np.abs(a - b).max() < 0.05 * np.abs(a).max()
+    # At the networks' own size nothing is resized. What is left is (x - 128) / 128 against 2 x / 255 - 1, which random
+    # layers blow up: an image still is much nearer to itself than to another.
+    assert np.corrcoef(a[0], b[0])[0, 1] > 0.9
+    assert np.corrcoef(a[0], b[1])[0, 1] < 0.8
