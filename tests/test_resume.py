@@ -75,7 +75,10 @@ def test_every_setting_and_several_processes_resume_bit_for_bit(
     for parts in ([4], [2, 4]):
         for steps in parts:
             run_together(processes, train_here, tiny(*settings, *PARTS, f"training.steps={steps}"))
-        ends.append(contents(run))
+        end = contents(run)
+        for name in ("best/config.yaml", "best/checkpoint.json"):  # name the steps that were planned when it was the best
+            del end[name]
+        ends.append(end)
         subprocess.run(["rm", "-r", str(run)], check=True)
     assert ends[0] == ends[1]
 
