@@ -20,7 +20,7 @@ from eval.statistics import Accumulator, Moments, moments_of, save_moments
 from gan import cli
 from gan.errors import UserError
 from gan.generators import load_generator
-from gan.processes import connected, on_all, on_main
+from gan.processes import connected, on_all, on_all_in_turn, on_main
 from gan.progress import say
 
 EXAMPLES = """examples:
@@ -102,15 +102,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "reference" and options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: statistics are a .npz file.")
     with connected(options.cpu) as accelerator:
-        extractor = _extractor(options, accelerator)
+        load = partial(load_extractor, options.extractor, options.weights, accelerator.device)
+        extractor = on_all_in_turn(accelerator, load)
         {"score": score, "images": images, "reference": reference}[options.command](options, extractor, accelerator)
     return 0
-
-
-def _extractor(options: argparse.Namespace, accelerator: Accelerator) -> Extractor:
-    load = partial(load_extractor, options.extractor, options.weights, accelerator.device)
-    first = on_all(accelerator, lambda: load() if accelerator.is_local_main_process else None)  # one downloads
-    return on_all(accelerator, lambda: first or load())
 
 
 def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:

@@ -64,7 +64,7 @@ def _cell(row: Row, protocol: str, pick: Pick) -> Entry:
     if len(known) <= 1:
         return known[0] if known else None
     means = [entry["mean"] for entry in known]
-    return {"mean": float(np.mean(means)), "std": float(np.std(means, ddof=1)), "trainings": len(means)}
+    return {"mean": float(np.mean(means)), "std": float(np.std(means, ddof=1))}
 
 
 def _lines(table: Table, protocol: str) -> list[tuple[str, list[Entry], str]]:
@@ -157,6 +157,16 @@ def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
     return heads, body
 
 
+def _details(table: Table, protocol: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and a line a model: every score under one protocol."""
+    measures = _measures(table.extractor)
+    body = [
+        [label, *(figure(v, m[3]) for v, m in zip(values, measures, strict=True)), what]
+        for label, values, what in _lines(table, protocol)
+    ]
+    return ["Model", *(m[1] for m in measures), "Scored"], body
+
+
 def markdown(table: Table, curves: bool = False) -> str:
     """The table, then every score of each protocol, then what must be known to read them."""
 
@@ -169,13 +179,8 @@ def markdown(table: Table, curves: bool = False) -> str:
     if curves:
         lines += ["![Frechet distance along training](table2_curves.png)", ""]
     for protocol in table.columns:
-        measures = _measures(table.extractor)
         lines += [f"## Protocol {protocol}", "", f"{PROTOCOLS[protocol].purpose}.", ""]
-        body = [
-            [label, *(figure(v, m[3]) for v, m in zip(values, measures, strict=True)), what]
-            for label, values, what in _lines(table, protocol)
-        ]
-        lines += grid(["Model", *(m[1] for m in measures), "Scored"], body)
+        lines += grid(*_details(table, protocol))
     lines += ["## Provenance", ""]
     for protocol in table.columns:
         lines += ["```json", json.dumps(_common(table, protocol), indent=1, sort_keys=True), "```", ""]
@@ -277,16 +282,10 @@ def page(table: Table, curves: bytes | None) -> str:
         parts.append("<h3>Real data</h3>" + _picture(table.real_grid, "images of the training set, evenly spaced"))
     for row in table.rows:
         parts.append(f"<h3>{escape(row.label)}</h3><div class='grids'>{''.join(_grids(row, run) for run in row.runs)}</div>")
-    measures = _measures(table.extractor)
     for protocol in table.columns:
-        recipe = PROTOCOLS[protocol]
-        body = [
-            [label, *(figure(v, m[3]) for v, m in zip(values, measures, strict=True)), what]
-            for label, values, what in _lines(table, protocol)
-        ]
         parts += [
-            f"<h2>Protocol {protocol}</h2><p>{escape(recipe.purpose)}.</p>",
-            _html_table(["Model", *(m[1] for m in measures), "Scored"], body),
+            f"<h2>Protocol {protocol}</h2><p>{escape(PROTOCOLS[protocol].purpose)}.</p>",
+            _html_table(*_details(table, protocol)),
             "<details><summary>The protocol and everything that these scores depend on</summary><pre>"
             + escape(json.dumps(_common(table, protocol), indent=1, sort_keys=True))
             + "</pre></details>",

@@ -99,13 +99,10 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     first = {column: next(iter(found.values())) for column, found in chosen.items()}
     _check_columns(first)
     curve = _curve_series([r for own in records.values() for r in own if _identity(r)["extractor"] == name])
-    runs = [
-        (
-            _run_scores(folder, {c: found[folder] for c, found in chosen.items() if folder in found}, records[folder], curve),
-            config,
-        )
-        for folder, config in configs.items()
-    ]
+    runs = []
+    for folder, config in configs.items():
+        own = {column: found[folder] for column, found in chosen.items() if folder in found}
+        runs.append((_run_scores(folder, config, own, records[folder], curve), config))
     identity = _identity(next(iter(first.values())))
     return Table(
         rows=_rows(runs),
@@ -185,9 +182,9 @@ def _curve_series(records: list[Record]) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _run_scores(folder: Path, chosen: dict[str, Record], records: list[Record], curve: str | None) -> RunScores:
+def _run_scores(folder: Path, config: Config, chosen: dict[str, Record], records: list[Record], curve: str | None) -> RunScores:
     points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if protocols.series(r["provenance"]) == curve}
-    config, minutes_at = load_config(folder / "config.yaml"), _clock(folder)
+    minutes_at = _clock(folder)
     last = max((record["step"] for record in chosen.values()), default=0)
     pictures = [path for path in sorted((folder / "samples").glob("step-*.png")) if _step_of(path) <= last]
     shown = sorted({round(i * (len(pictures) - 1) / (_GRIDS - 1)) for i in range(_GRIDS)}) if pictures else []

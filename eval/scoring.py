@@ -27,7 +27,7 @@ from gan.data import Images, load_images
 from gan.errors import UserError
 from gan.files import write_atomically
 from gan.generators import TrainedGenerator
-from gan.processes import on_all, on_main
+from gan.processes import on_all, on_all_in_turn, on_main
 from gan.scores import Score
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
@@ -263,13 +263,7 @@ def open_evaluation(config: Config, images: Images, accelerator: Accelerator) ->
     """
     settings = config.evaluation
     weights = Path(settings.weights) if settings.weights else None
-
-    def load() -> Extractor:
-        return load_extractor(settings.extractor, weights, accelerator.device)
-
-    # One process of each machine downloads, the others find it there.
-    first = on_all(accelerator, lambda: load() if accelerator.is_local_main_process else None)
-    extractor = on_all(accelerator, lambda: first or load())
+    extractor = on_all_in_turn(accelerator, partial(load_extractor, settings.extractor, weights, accelerator.device))
     reference = on_all(
         accelerator,
         lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),

@@ -86,6 +86,12 @@ def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def on_all_in_turn(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """As ``on_all``, one process of each machine first: it downloads, the others find it there."""
+    first = on_all(accelerator, lambda: function() if accelerator.is_local_main_process else None)
+    return on_all(accelerator, lambda: first or function())
+
+
 def _end_if(mistake: str | None, accelerator: Accelerator) -> None:
     if mistake is not None:
         if accelerator.is_main_process:

@@ -16,7 +16,7 @@ from gan.config import Config, check_processes, flatten, to_yaml, warnings
 from gan.data import BatchStream, Images, Share, load_images
 from gan.errors import UserError
 from gan.files import write_atomically
-from gan.processes import FiniteCheck, StopRequest, on_all, on_main
+from gan.processes import FiniteCheck, StopRequest, on_all, on_all_in_turn, on_main
 from gan.progress import Progress, follow, say
 from gan.runs import hold, is_run, open_run, same_settings, start_folder
 from gan.scores import Score
@@ -72,9 +72,8 @@ def train(config: Config, accelerator: Accelerator, open_evaluation: OpenEvaluat
 
 
 def _load_on_all(config: Config, accelerator: Accelerator) -> Images:
-    """The images, on every process; one of each machine downloads, the others find them there."""
-    first = on_all(accelerator, lambda: load_images(config.data) if accelerator.is_local_main_process else None)
-    images = on_all(accelerator, lambda: first or load_images(config.data))
+    """The images, on every process."""
+    images = on_all_in_turn(accelerator, lambda: load_images(config.data))
     prints = set(gather_object([images.fingerprint]))
 
     def same_everywhere() -> None:
