@@ -17,7 +17,7 @@ from eval.metrics import (
     kernel_distance,
     precision_recall,
 )
-from eval.statistics import Accumulator, Moments, moments_of
+from eval.statistics import Accumulator, Moments, factored, moments_of
 from gan.errors import UserError
 
 Result = dict[str, Any]
@@ -167,7 +167,7 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         part = features[run * protocol.samples : (run + 1) * protocol.samples]
         own = Accumulator(features.values.shape[1]).update(part.values)
         pooled.merge(own)
-        runs["fid"].append(frechet_distance(own.moments(), real_moments))
+        runs["fid"].append(frechet_distance(factored(own.moments(), part.values), real_moments))
         if part.logits is not None:
             mean, deviation = inception_score(part.logits, protocol.splits, protocol.seed)
             runs["inception_score"].append(mean)

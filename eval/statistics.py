@@ -112,6 +112,14 @@ def moments_of(features: Floats, provenance: dict[str, Any] | None = None) -> Mo
     return Accumulator(features.shape[1]).update(features).moments(provenance)
 
 
+def factored(moments: Moments, features: Floats) -> Moments:
+    """``moments`` of ``features`` (N, D) whose factor is there already where images are so few, N <= D/2, that the centred
+    features themselves are the better one."""
+    if 2 * len(features) <= moments.dimensions:
+        moments.__dict__["factor"] = (features - moments.mean).T / np.sqrt(len(features) - 1)  # as cached_property keeps it
+    return moments
+
+
 def save_moments(path: Path, moments: Moments) -> None:
     """Writes ``mu`` and ``sigma``, which is all that pytorch-fid reads, and beside them ``count`` and ``provenance``."""
     buffer = io.BytesIO()

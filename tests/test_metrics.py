@@ -14,7 +14,7 @@ from eval.metrics import (
     kernel_distance,
     precision_recall,
 )
-from eval.statistics import Moments, moments_of
+from eval.statistics import Moments, factored, moments_of
 from gan.errors import UserError
 
 
@@ -47,8 +47,13 @@ def test_distance_is_symmetric_and_the_nuclear_norm_of_the_centred_features(n: i
     cross = scipy.linalg.svdvals(centred[0] @ centred[1].T).sum()
     total = np.trace(a.covariance + b.covariance)
     expected = ((a.mean - b.mean) ** 2).sum() + total - 2 * cross
-    assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6 * (total + 1))
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), abs=1e-6 * (total + 1))
+    same = pytest.approx(expected, abs=1e-6 * (total + 1))
+    assert frechet_distance(a, b) == same
+    assert frechet_distance(b, a) == same
+    # Also with b's factor at hand and not a's, and the other way round, and with few features as their own factor.
+    assert frechet_distance(moments_of(x), b) == same
+    assert frechet_distance(a, moments_of(y)) == same
+    assert frechet_distance(factored(moments_of(x), x), moments_of(y)) == same
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(500, 64), (40, 64), (3, 64), (65, 64)])
