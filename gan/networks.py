@@ -32,11 +32,11 @@ class Generator(nn.Module):
         bias = norm in ("none", "spectral")
         dense = nn.Linear(latent_dim, 8 * c * stem * stem, bias=bias)
         layers: list[nn.Module] = [
-            normalize(_initialise(dense, init_std), norm), nn.ReLU(), nn.Unflatten(1, (8 * c, stem, stem)),
+            normalize(_initialise(dense, init_std), norm), nn.ReLU(inplace=True), nn.Unflatten(1, (8 * c, stem, stem)),
         ]  # fmt: skip
         for wide in (8 * c, 4 * c, 2 * c):
             up = nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=bias)
-            layers += [normalize(_initialise(up, init_std), norm), nn.ReLU()]
+            layers += [normalize(_initialise(up, init_std), norm), nn.ReLU(inplace=True)]
         image = nn.Conv2d(c, image_channels, 3, 1, 1)
         layers += [normalize(_initialise(image, init_std), norm, output=True), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
@@ -70,7 +70,7 @@ class Discriminator(nn.Module):
             (3, 1, c), (4, 2, c), (3, 1, 2 * c), (4, 2, 2 * c), (3, 1, 4 * c), (4, 2, 4 * c), (3, 1, 8 * c),
         ):  # fmt: skip
             conv = _initialise(nn.Conv2d(before, after, kernel, stride, 1), init_std)
-            layers += [normalize(conv, norm, twice_differentiable=twice_differentiable), nn.LeakyReLU(SLOPE)]
+            layers += [normalize(conv, norm, twice_differentiable=twice_differentiable), nn.LeakyReLU(SLOPE, inplace=True)]
             before = after
         dense = _initialise(nn.Linear(8 * c * (image_size // 8) ** 2, 1), init_std)
         self.layers = nn.Sequential(*layers, nn.Flatten(), normalize(dense, norm, output=True))

@@ -25,8 +25,10 @@ def layers_and_inputs(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     padding, dilation = draw(st.integers(0, 2)), draw(st.integers(1, 2))
     height, width = (draw(st.integers(8, 11)) for _ in range(2))
     make = nn.Conv2d if kind == "conv" else nn.ConvTranspose2d
-    layer = make(before, after, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias)
-    return layer.double(), torch.randn(batch, before, height, width).double()
+    layer = make(before, after, kernel, stride, padding, dilation=dilation, groups=groups, bias=bias).double()
+    x = torch.randn(batch, before, height, width).double()
+    layouts = [draw(st.sampled_from([torch.contiguous_format, torch.channels_last])) for _ in range(2)]
+    return layer.to(memory_format=layouts[0]), x.contiguous(memory_format=layouts[1])
 
 
 def direct(norm: MeanSpectralNorm, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,10 +64,16 @@ def test_mean_spectral_norm_by_linearity_is_the_direct_definition(case: tuple[nn
     seed = torch.randn_like(expected)
     for ours, theirs in zip(
         torch.autograd.grad((output * seed).sum(), [x, *parameters]),
-        torch.autograd.grad((expected * seed).sum(), [x, *parameters]),
+        torch.autograd.grad((expected * seed).sum(), [x, *parameters], retain_graph=True),
         strict=True,
     ):
         assert close(ours, theirs)
+    # What a training asks for: D's own update has images without a gradient, G's has a D whose weights take none.
+    (theirs,) = torch.autograd.grad((expected * seed).sum(), x)
+    for parameter in (norm.layer.weight, norm.m):
+        parameter.requires_grad_(False)
+    (ours,) = torch.autograd.grad((norm(x) * seed).sum(), x)
+    assert close(ours, theirs)
 
 
 @given(layers_and_inputs())
@@ -107,6 +115,20 @@ def test_spectral_norm_of_scaled_identity_is_the_scale(scale: float) -> None:
     with torch.no_grad():
         layer.weight.copy_(scale * torch.eye(5).double())
     assert float(SpectralNorm(layer).sigma()) == pytest.approx(scale, rel=1e-12)
+
+
+@given(layers_and_inputs())
+def test_gradient_of_spectral_norm_is_that_of_its_definition(case: tuple[nn.Module, Tensor]) -> None:
+    layer, _ = case
+    norm = SpectralNorm(layer)
+    weight = norm.layer.weight
+    matrix = weight.transpose(0, 1).flatten(1) if isinstance(layer, nn.ConvTranspose2d) else weight.flatten(1)
+    by_definition = weight / (norm.u @ matrix @ norm.v)
+    upstream = torch.randn_like(weight)
+    (expected,) = torch.autograd.grad((by_definition * upstream).sum(), weight)
+    (gradient,) = torch.autograd.grad((norm.weight() * upstream).sum(), weight)
+    assert close(norm.weight(), by_definition)
+    assert close(gradient, expected)
 
 
 def test_gradient_of_spectral_norm_is_equation_9() -> None:
