@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,14 +19,14 @@ from torch import Tensor
 
 from eval.extractors import Extractor, Floats
 from gan.errors import UserError
-from gan.files import remove_unfinished, write_atomically
+from gan.files import cache_root, remove_unfinished, write_atomically
 from gan.progress import Progress, say
 
 T = TypeVar("T")
 Part: TypeAlias = dict[str, Floats]  # features and logits of some images
 BATCH = 64  # images in one pass of the network: also as many as the generator makes at once, see gan/sampling.py
 PART = 16 * BATCH  # images that are lost when an extraction is stopped
-FORMAT = 1
+FORMAT = 2  # of kept features: another number when the same images give other ones
 
 
 class ImageSet(Protocol):
@@ -78,13 +77,6 @@ class Team:
 
 
 ALONE = Team()
-
-
-def cache_root() -> Path:
-    """Where features are kept: $MSNGAN_CACHE, or msngan in the user's cache folder."""
-    if folder := os.environ.get("MSNGAN_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msngan"
 
 
 def digest(identity: Any) -> str:

@@ -1,21 +1,26 @@
 """Images of one size as uint8, and the batch stream keyed by the update's number."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gan import keyed
+from gan import keyed, pixels
 from gan.config import Config, Data
 from gan.errors import UserError
-from gan.sources import Bytes, Source, image_channels, open_source
+from gan.sources import Bytes, Source, ZipSource, image_channels, open_source
+
+DECODING = 1  # of `to_pixels`: another number when it gives other pixels
+_WORTH_KEEPING = 1.0  # seconds
 
 
 def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Bytes:
@@ -39,8 +44,11 @@ class Images(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.source)
 
+    def read(self, index: int) -> Bytes:
+        return to_pixels(self.source.read(index), self.channels, self.size)
+
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(to_pixels(self.source.read(index), self.channels, self.size))
+        return torch.from_numpy(self.read(index))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -52,11 +60,20 @@ class Images(Dataset[Tensor]):
         return len(self) * self.channels * self.size**2 / 1e9
 
     def to_memory(self, progress: Callable[[Iterator[int], int, str], Iterator[int]]) -> Tensor:
-        """All images decoded: (N, C, S, S) uint8."""
-        images = torch.empty((len(self), self.channels, self.size, self.size), dtype=torch.uint8)
+        """All images decoded: (N, C, S, S) uint8. Those of an archive, whose checksums tell its content, are kept in the cache
+        when reading them took long."""
+        shape = (len(self), self.channels, self.size, self.size)
+        key = f"{self.fingerprint} {PIL.__version__} {DECODING}"
+        archive = isinstance(self.source, ZipSource)
+        if archive and (kept := pixels.load(key, shape)) is not None:
+            return torch.from_numpy(kept)
+        began = time.monotonic()
+        images = np.empty(shape, dtype=np.uint8)
         for index in progress(iter(range(len(self))), len(self), "reading images"):
-            images[index] = self[index]
-        return images
+            images[index] = self.read(index)
+        if archive and time.monotonic() - began > _WORTH_KEEPING:
+            pixels.keep(key, images)
+        return torch.from_numpy(images)
 
 
 def load_images(data: Data) -> Images:

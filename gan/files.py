@@ -13,10 +13,19 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """Writes ``content`` to ``path`` and waits until it is on the disk; ``path`` may be seen half written meanwhile."""
+def cache_root() -> Path:
+    """Where what can be made again is kept: $MSNGAN_CACHE, or msngan in the user's cache folder."""
+    if folder := os.environ.get("MSNGAN_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msngan"
+
+
+def write_synced(path: Path, *content: bytes | memoryview) -> None:
+    """Writes the pieces of ``content`` to ``path`` and waits until they are on the disk; ``path`` may be seen half written
+    meanwhile."""
     with path.open("wb") as file:
-        file.write(content)
+        for piece in content:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 
@@ -27,14 +36,14 @@ def remove_unfinished(folder: Path) -> None:
         leftover.unlink()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: another process sees the old file or the whole new one.
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
+    """Replaces ``path`` by the pieces of ``content``: another process sees the old file or the whole new one.
 
     The unfinished file beside it is named after the process, so that two writers do not mix; a kill can leave it behind.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(unfinished, content)
+        write_synced(unfinished, *content)
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
