@@ -82,6 +82,7 @@ class Training:
     # D still come from one pass of G, which keeps nothing for a backward pass
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"  # auto: bf16 where the hardware computes in it, else
     # fp32; fp64 is for checks
+    compile: bool = False  # torch.compile for both networks: worth its minutes on a GPU; not for wgan-gp
     ema_decay: float = 0.999  # of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none
 
 
@@ -302,6 +303,11 @@ def _check_combinations(config: Config, require: Any) -> None:
             f"model.{player}.norm={norm} takes a mean over the images of a batch, so it needs at least 2 of them"
             f" (here {batch // parts} in each of {parts}). Raise training.batch_size or choose spectral.",
         )
+    require(
+        not config.training.compile or config.loss.name != "wgan-gp",
+        "training.compile",
+        "torch.compile has no second derivative, which the gradient penalty takes. Set training.compile=false or another loss.",
+    )
     clip = config.loss.clip
     require(clip is None or clip > 0, "loss.clip", "must be positive, or null for no clipping.")
     require(

@@ -75,6 +75,9 @@ def build_players(config: Config, device: torch.device) -> Players:
     average = deepcopy(generator).requires_grad_(False) if config.training.ema_decay > 0 else None
     if average is not None:
         average.eval()
+    if config.training.compile:
+        for network in (generator, discriminator):
+            network.compile()  # in place: names of parameters stay
     return Players(
         generator,
         discriminator,

@@ -150,7 +150,8 @@ def test_singular_vectors_of_the_average_are_those_of_its_own_weights() -> None:
     assert players.average is not None
     for module in players.average.modules():
         if hasattr(module, "sigma"):
-            matrix = module._matrix().detach()
+            weight = module.layer.weight.detach()
+            matrix = (weight.transpose(0, 1) if isinstance(module.layer, nn.ConvTranspose2d) else weight).flatten(1)
             assert float(module.sigma()) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=0.02)
 
 
@@ -287,3 +288,23 @@ def test_precision_auto_is_resolved_once(tmp_path: Path) -> None:
     other = "fp32" if resolved.training.precision == "bf16" else "bf16"
     assert command([*arguments, "training.steps=2"]) == 0
     assert command([*arguments, "training.steps=3", f"training.precision={other}"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["spectral", "mean_spectral"])
+def test_compiled_networks_train_as_they_are(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All of torch.compile but the code generator, which wants a compiler: tracing, and the split into forward and backward.
+    compile_network = nn.Module.compile
+    compiled: list[nn.Module] = []
+
+    def trace(self: nn.Module) -> None:
+        compile_network(self, backend="aot_eager", fullgraph=True)
+        compiled.append(self)
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    losses = []
+    for setting in ("false", "true"):
+        players, stream, job = start(f"model.discriminator.norm={norm}", f"training.compile={setting}")
+        losses.append([float(train_step(players, stream, step, job)["d_loss"]) for step in range(3)])
+    assert len(compiled) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)

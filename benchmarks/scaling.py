@@ -1,0 +1,137 @@
+"""What a step costs, counted, and what that would take on GPUs: the tables of docs/scaling.md."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.contest import ROOT
+from gan.config import load_config
+from gan.data import BatchStream, Share, load_images
+from gan.processes import make_accelerator
+from gan.runs import resolve
+from gan.updates import Job, build_players, train_step
+
+CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step, counted at a batch."""
+
+    flops: float  # of convolutions and products of matrices
+    bytes: float  # read and written by all operations, if each reads its inputs from memory and writes its output there
+    operations: int  # that a GPU would be sent, one kernel each at the least
+    gradients: int  # bytes of both networks' gradients in float32
+    collectives: int  # all-reduces in a step of several processes
+
+
+class _Count(TorchDispatchMode):
+    """Adds up what every operation computes and moves; also those of the backward passes, however often differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.bytes, self.operations = 0.0, 0.0, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in flop_registry:
+            self.flops += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        own = {t.untyped_storage().data_ptr() for t in inputs}
+        is_view = all(t.untyped_storage().data_ptr() in own for t in outputs) and "_." not in str(function)
+        if not is_view:
+            self.bytes += sum(t.numel() * t.element_size() for t in inputs + outputs)
+            self.operations += 1
+        return result
+
+
+def count(name: str, batch: int) -> Cost:
+    """The cost of a step of ``configs/NAME.yaml`` at full size and ``batch``, in float32; data made up."""
+    overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
+    config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
+    accelerator = make_accelerator(cpu=True)
+    images = load_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
+    memory = images.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    players = build_players(config, job.device)
+    train_step(players, stream, 0, job)  # the optimisers make their state
+    with _Count() as found:
+        train_step(players, stream, 1, job)
+    gradients = sum(4 * p.numel() for network in (players.generator, players.discriminator) for p in network.parameters())
+    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(config))
+
+
+def _collectives(config: Any) -> int:
+    """All-reduces of a step: one for each network's gradients, and for each normalised layer one a pass forward and one
+    backward, where its norm mixes images."""
+    d_passes = config.training.d_steps * (2 if config.training.d_batches == "separate" else 1) + 1
+    total = config.training.d_steps + 1  # gradients
+    if config.model.generator.norm == "batch":
+        total += 4 * 3  # fakes for D without a gradient, images for D's verdict with one
+    if config.mixes_images:
+        total += 7 * 2 * d_passes
+    return total
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A GPU and its links, by their makers' figures; what is reached of them is a guess, said in the page."""
+
+    name: str
+    flops: float  # a second, bf16
+    bandwidth: float  # bytes a second of its memory
+    launch: float  # seconds for an operation that does nothing
+    link: float  # bytes a second between GPUs, each way
+    latency: float  # seconds of an all-reduce of nothing between two
+
+
+H200_NODE = Machine("H200, NVLink", 989e12, 4.8e12, 5e-6, 450e9, 15e-6)
+H200_NETWORK = Machine("H200, 400 Gb/s network", 989e12, 4.8e12, 5e-6, 50e9, 30e-6)
+
+
+def seconds(cost: Cost, machine: Machine, gpus: int, share: float, efficiency: float = 0.3) -> tuple[float, float]:
+    """Computing and communicating in one step, with ``share`` of the counted batch on each of ``gpus``.
+
+    compute = max(operations x launch, share x (flops / (efficiency x peak) + bytes / (2 x bandwidth))): bf16 halves the
+    bytes. communicate = gradients x 2 (n - 1) / n / link + collectives x latency x log2 n (Thakur et al. 2005).
+    """
+    work = share * (cost.flops / (efficiency * machine.flops) + cost.bytes / 2 / machine.bandwidth)
+    compute = max(cost.operations * machine.launch, work)
+    if gpus == 1:
+        return compute, 0.0
+    transfer = cost.gradients * 2 * (gpus - 1) / gpus / machine.link
+    return compute, transfer + cost.collectives * machine.latency * math.log2(gpus)
+
+
+def tables(batch: int = 64) -> str:
+    """Counted costs, and expected times, as Markdown."""
+    rows = [f"| batch {batch} | GFLOP | GB moved | operations | gradients, MB | all-reduces |", "|---|---|---|---|---|---|"]
+    costs = {name: count(config, batch) for name, config in CONFIGS.items()}
+    for name, cost in costs.items():
+        rows.append(
+            f"| {name} | {cost.flops / 1e9:.1f} | {cost.bytes / 1e9:.2f} | {cost.operations:,} | {cost.gradients / 1e6:.1f}"
+            f" | {cost.collectives} |"
+        )
+    rows += ["", "| | GPUs | batch | compute, ms | communicate, ms | real images a second |", "|---|---|---|---|---|---|"]
+    for name, cost in costs.items():
+        d_steps = 5 if "GP" in name else 1
+        for gpus, machine, total in (
+            (1, H200_NODE, 64), (1, H200_NODE, 4096), (8, H200_NODE, 64), (8, H200_NODE, 8 * 4096),
+            (1000, H200_NETWORK, 1000 * 4096),
+        ):  # fmt: skip
+            compute, communicate = seconds(cost, machine, gpus, total / gpus / batch)
+            rate = total * d_steps / (compute + communicate)
+            rows.append(f"| {name} | {gpus:,} | {total:,} | {compute * 1000:.1f} | {communicate * 1000:.1f} | {rate:,.0f} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(tables())
