@@ -1,6 +1,7 @@
 """What can be scored: the images of a data set, folder or zip, and those of a generator."""
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from gan.data import Images, load_images, to_pixels
 from gan.errors import UserError
 from gan.sources import Source, open_source
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn")
+DATASETS = tuple(name for name in get_args(get_type_hints(Data)["name"]) if name != "folder")
 QUANTISATION = "uint8, rounded"
 
 

@@ -112,7 +112,7 @@ class Reference:
             return None, self._moments
         if protocol.reference not in self._of:
             chosen = self.features[_choice(self, protocol)[0]]
-            self._of[protocol.reference] = chosen, moments_of(chosen.values)
+            self._of[protocol.reference] = chosen, factored(moments_of(chosen.values), chosen.values)
         return self._of[protocol.reference]
 
 
