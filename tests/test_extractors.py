@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import peers
 from eval import extractors
 from eval.extractors import EXTRACTORS, INCEPTION_FILES, Extractor, load_extractor
 from eval.metrics import frechet_distance
 from eval.statistics import moments_of
 from gan.config import Evaluation
 from gan.errors import UserError
-from tests import peers
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import eval.__main__ as program
+from benchmarks import peers
 from gan import cli
-from tests import peers
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_fid_is_pytorch_fids(
 ) -> None:
     a, b = two_sets
     mine = ours(capsys, "images", a, b, "--extractor", "inception-pytorch-fid", "--weights", weights, "--json")
-    theirs = peers.pytorch_fid(a, b, weights, tmp_path)
+    theirs, _ = peers.pytorch_fid(a, b, weights, tmp_path, peers.KEEP_BLOCKS, ["--num-workers", 0])
     print(f"pytorch-fid: {theirs}, ours: {mine['fid']}")
     assert theirs > 0.1
     assert mine["fid"] == pytest.approx(theirs, rel=1e-4)
@@ -61,7 +61,9 @@ def test_fid_is_and_kid_are_torch_fidelitys(
 ) -> None:
     a, b = two_sets
     mine = ours(capsys, "images", a, b, "--weights", weights, "--kid-size", 100, "--json")
-    theirs = peers.torch_fidelity(a, b, weights, tmp_path / "theirs", kid_size=100)
+    theirs, _ = peers.torch_fidelity(
+        a, b, weights, tmp_path / "theirs", kid_size=100, environment=peers.KEEP_BLOCKS, options=["--save-cpu-ram"]
+    )
     print(f"torch-fidelity: {theirs}, ours: {mine}")
     score, kid = mine["inception_score"], mine["kid"]
     assert isinstance(score, dict)

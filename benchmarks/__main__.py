@@ -1,0 +1,92 @@
+"""python -m benchmarks: how fast it is, each line a ratio of two things measured alternately in one run."""
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import growth, norms, scoring, steps
+from benchmarks.contest import ROOT
+from benchmarks.lines import HEAD, Line, Suite
+from gan import cli
+from gan.errors import UserError
+from gan.files import write_atomically
+from gan.progress import say
+from gan.runs import computes_in_bf16
+
+PARTS: dict[str, Callable[[Suite], list[Line]]] = {
+    "steps": steps.lines,
+    "norms": norms.lines,
+    "distance": scoring.distances,
+    "scoring": scoring.lines,
+    "growth": growth.lines,
+}
+MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
+
+
+def processor() -> str:
+    """What the numbers were measured on."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    bf16 = "computes in bf16" if computes_in_bf16(torch.device("cpu")) else "does not compute in bf16: auto is float32"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {capability}, {bf16}; torch {torch.__version__}"
+
+
+def table(lines: list[Line]) -> str:
+    """The lines as Markdown."""
+    return "\n".join([HEAD, *(line.row() for line in lines)])
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
+    parser.add_argument("--data", type=Path, metavar="ZIP", help="images in class folders, such as CIFAR-10 (default: made up)")
+    parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default 500)")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--profile", action="store_true", help="only: where the time of D's step goes, under each norm")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts) - set(PARTS):
+        raise UserError(f"{', '.join(sorted(unknown))}: no part. Choose of {', '.join(PARTS)}.")
+    if options.data is not None and not (options.data.is_file() and options.data.suffix == ".zip"):
+        raise UserError(f"--data {options.data}: no .zip of images that is there.")
+    print(processor(), flush=True)
+    if options.profile:
+        print(norms.profiles())
+        return 0
+    suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
+    found: list[Line] = []
+    try:
+        for part in options.parts or PARTS:
+            began = time.monotonic()
+            lines = PARTS[part](suite)
+            found += lines
+            print("\n".join(line.text() for line in lines), flush=True)
+            say(f"{part}: {time.monotonic() - began:.0f} s")
+    finally:
+        suite.temporary.cleanup()
+    if options.write:
+        _write(found)
+    return 0
+
+
+def _write(lines: list[Line]) -> None:
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    if not after:
+        raise UserError(f"{path}: has no place for the table ({MARKS[0]} and {MARKS[1]}).")
+    text = f"{before}{MARKS[0]}\n{processor()}.\n\n{table(lines)}\n{MARKS[1]}{after}"
+    write_atomically(path, text.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))

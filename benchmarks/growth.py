@@ -1,0 +1,171 @@
+"""How time and memory grow with the number of images scored, image size, channels and the size of a data set."""
+
+import os
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.contest import ROOT, Case, Contestant, Timing, compete
+from benchmarks.lines import Line, Suite, made_up, zipped
+from eval.extractors import load_extractor
+from eval.features import extract
+from eval.protocols import Reference, measure
+from gan.config import Data, load_config
+from gan.data import BatchStream, Share, load_images
+from gan.processes import make_accelerator
+from gan.runs import resolve
+from gan.updates import Job, build_players, train_step
+
+
+class _Noise:
+    """Random images by index; nothing of them is kept."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.identity = {"noise": count}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, count: int) -> torch.Tensor:
+        return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(start))
+
+
+def score(count: int) -> Case:
+    """``count`` images from pixels to numbers, with efficientnet-lite0, under ``paper``'s recipe for so many."""
+    from benchmarks.scoring import paper_of
+
+    extractor = load_extractor("efficientnet-lite0")
+    real = extract(_Noise(500), extractor, keep=False, shown=False)
+
+    def case() -> float:
+        features = extract(_Noise(count), extractor, keep=False, shown=False)
+        assert features is not None
+        return float(measure(features, Reference(real), paper_of(count))["pooled"]["fid"])
+
+    return case
+
+
+def step(size: int, channels: int) -> Case:
+    """A training step of MSNGAN at an image size and a width of both networks."""
+    overrides = [
+        f"data.image_size={size}", f"model.generator.channels={channels}", f"model.discriminator.channels={channels}",
+        "training.precision=fp32", "training.batch_size=16", "evaluation.every=0",
+    ]  # fmt: skip
+    config = load_config(ROOT / "configs" / "digits_msngan.yaml", overrides)
+    accelerator = make_accelerator()
+    images = load_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
+    memory = images.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    players, done = build_players(config, job.device), 0
+
+    def case() -> float:
+        nonlocal done
+        done += 1
+        return float(train_step(players, stream, done, job)["d_loss"])
+
+    return case
+
+
+def start(path: str) -> Case:
+    """What a run does before its first step: the archive opened, named by its content, decoded or found in the cache."""
+
+    def case() -> dict[str, Any]:
+        images = load_images(Data(name="folder", path=path))
+        pixels = images.to_memory(lambda items, _total, _what: items)
+        return {"images": len(pixels), "fingerprint": images.fingerprint, "sum": int(pixels.sum(dtype=torch.int64))}
+
+    return case
+
+
+def stream(path: str) -> Case:
+    """20 batches of a folder that is not held in memory."""
+    overrides = ["data.name=folder", f"data.path={path}", "data.memory_gb=0"]
+    config = load_config(ROOT / "configs" / "cifar10_msngan.yaml", overrides)
+    images = load_images(config.data)
+    config = resolve(config, images.channels, torch.device("cpu"))
+    share = Share.of(config, rank=0, processes=1)
+    batches = BatchStream(images, None, config=config, share=share, device=torch.device("cpu"))
+    update = 0
+
+    def case() -> int:
+        nonlocal update
+        for _ in range(20):
+            batches.batch(update)
+            update += 1
+        return update
+
+    return case
+
+
+def lines(suite: Suite) -> list[Line]:
+    """Part 7. A ratio near 1 says that twice the work takes twice the time."""
+    found = []
+    counts = [150, 300] if suite.quick else [1000, 2000, 4000, 8000]
+    timings = compete(
+        {f"{n:,} images": Contestant("benchmarks.growth:score", {"count": n}) for n in counts},
+        rounds=1,
+        warm_up=0,
+    )
+    for small, large in pairwise(counts):
+        low, high = timings[f"{small:,} images"], timings[f"{large:,} images"]
+        found.append(_growth("scoring", f"{large:,} images", high, large, f"{small:,}", low, small))
+    sizes = (32, 64) if suite.quick else (32, 64, 128)
+    for what, cases, size in (
+        ("training step, image size", [{"size": s, "channels": 32} for s in sizes], lambda c: c["size"] ** 2),
+        ("training step, channels", [{"size": 32, "channels": c} for c in sizes], lambda c: c["channels"] ** 2),
+    ):
+        key = "size" if "size" in what else "channels"
+        timings = compete({str(c[key]): Contestant("benchmarks.growth:step", c) for c in cases}, rounds=suite.rounds(2, 5))
+        for before, after in pairwise(cases):
+            a, b = timings[str(after[key])], timings[str(before[key])]
+            found.append(_growth(what, str(after[key]), a, size(after), str(before[key]), b, size(before)))
+    return found + _data_sets(suite)
+
+
+def _growth(what: str, large: str, high: Any, work: float, small: str, low: Any, less: float) -> Line:
+    """How fast the larger one is for each unit of its work, against the smaller one."""
+    ratio = (low.median / less) / (high.median / work)
+    memory = f"{high.peak_mb:,.0f} MB against {low.peak_mb:,.0f}"
+    return Line(f"{what}: speed for the work", large, small, ratio, (high.median, low.median), memory, "1 or above")
+
+
+def _data_sets(suite: Suite) -> list[Line]:
+    """Start-up from an archive, the first time and again; memory for folders of two sizes that are streamed."""
+    large, archive, count = suite.folder(), suite.archive(), 50_000
+    if suite.quick:
+        large, count = suite.place / "large", 5000
+        made_up(large, count)
+        archive = zipped(large, suite.place / "large.zip")
+    first: list[Timing] = []
+    again: list[Timing] = []
+    for attempt in range(suite.rounds(1, 3)):
+        os.environ["MSNGAN_CACHE"] = str(suite.place / f"pixels-{attempt}")
+        # One after the other: the second must find what the first has kept.
+        for times in (first, again):
+            timing = compete({"x": Contestant("benchmarks.growth:start", {"path": str(archive)})}, rounds=1, warm_up=0)["x"]
+            times.append(timing)
+    seconds = [float(np.median([t.median for t in times])) for times in (first, again)]
+    assert first[0].value == again[0].value
+    check = f"the same {first[0].value['images']:,} images"
+    found = [
+        Line("start-up from an archive", "again", "the first time", seconds[0] / seconds[1], (seconds[1], seconds[0]),
+             check, "≤ 1 s, ≤ 10 s")
+    ]  # fmt: skip
+    small = suite.place / "small"
+    made_up(small, count // 10)
+    timings = compete(
+        {str(folder): Contestant("benchmarks.growth:stream", {"path": str(folder)}) for folder in (large, small)},
+        rounds=suite.rounds(1, 3),
+    )
+    a, b = timings[str(large)], timings[str(small)]
+    memory = f"{a.peak_mb:,.0f} MB against {b.peak_mb:,.0f}"
+    found.append(
+        Line("20 batches of a streamed folder", "all files", f"{count // 10:,} files", b.median / a.median,
+             (a.median, b.median), memory, "1 or above")
+    )  # fmt: skip
+    return found

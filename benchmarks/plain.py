@@ -1,0 +1,105 @@
+"""The training loop that a user would write today with torch and torchvision alone: what ours is measured against.
+
+Written for clarity and by the book (torch's DCGAN tutorial, with spectral norm as torch.nn.utils.parametrizations has
+it): float32, default layouts, default Adam, a DataLoader with torchvision's transforms.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+LATENT = 128
+
+
+class NaiveMeanSpectralNorm(nn.Module):
+    """Eq. 7 of the MSN paper word for word, as a module after a convolution."""
+
+    def __init__(self, channels: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.zeros(channels))
+        self.momentum = momentum
+        self.running_mean: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.training:
+            mean = h.mean((0, 2, 3))
+            self.running_mean.lerp_(mean.detach().float(), self.momentum)
+        else:
+            mean = self.running_mean
+        return h - mean.view(1, -1, 1, 1) + self.m.view(1, -1, 1, 1)
+
+
+def generator() -> nn.Sequential:
+    def up(before: int, after: int) -> list[nn.Module]:
+        return [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(True)]
+
+    stem = [nn.Linear(LATENT, 512 * 16, bias=False), nn.BatchNorm1d(512 * 16), nn.ReLU(True), nn.Unflatten(1, (512, 4, 4))]
+    return nn.Sequential(*stem, *up(512, 256), *up(256, 128), *up(128, 64), nn.Conv2d(64, 3, 3, 1, 1), nn.Tanh())
+
+
+def discriminator(norm: str) -> nn.Sequential:
+    """``norm``: spectral or mean_spectral."""
+    layers: list[nn.Module] = []
+    before = 3
+    for kernel, stride, after in ((3, 1, 64), (4, 2, 64), (3, 1, 128), (4, 2, 128), (3, 1, 256), (4, 2, 256), (3, 1, 512)):
+        layers.append(spectral_norm(nn.Conv2d(before, after, kernel, stride, 1)))
+        if norm == "mean_spectral":
+            layers.append(NaiveMeanSpectralNorm(after))
+        layers.append(nn.LeakyReLU(0.1, True))
+        before = after
+    return nn.Sequential(*layers, nn.Flatten(), spectral_norm(nn.Linear(512 * 16, 1)))
+
+
+def initialise(network: nn.Module) -> nn.Module:
+    """N(0, 0.02) weights as DCGAN has them; before the parametrisation reads them, they are under ``original``."""
+    for name, parameter in network.named_parameters():
+        if name.endswith(("weight.original", "weight")) and parameter.dim() > 1:
+            nn.init.normal_(parameter, 0, 0.02)
+    return network
+
+
+def batches(folder: Path, batch: int) -> Iterator[Tensor]:
+    """Batches of the images in class folders, for ever, as a DataLoader with two workers gives them."""
+    prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+    loader = DataLoader(datasets.ImageFolder(str(folder), prepare), batch, shuffle=True, num_workers=2, drop_last=True)
+    while True:
+        for images, _ in loader:
+            yield images
+
+
+def d_loss(network: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    return F.softplus(-network(real)).mean() + F.softplus(network(fake)).mean()
+
+
+def g_loss(network: nn.Module, fake: Tensor) -> Tensor:
+    return F.softplus(-network(fake)).mean()
+
+
+class Loop:
+    """Two networks, their optimisers, and a step."""
+
+    def __init__(self, norm: str, folder: Path, batch: int) -> None:
+        self.generator, self.discriminator = initialise(generator()), initialise(discriminator(norm))
+        self.g_optimizer = torch.optim.Adam(self.generator.parameters(), 2e-4, (0.5, 0.999))
+        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 2e-4, (0.5, 0.999))
+        self.batches, self.batch = batches(folder, batch), batch
+
+    def step(self) -> tuple[float, float]:
+        real = next(self.batches)
+        fake = self.generator(torch.randn(self.batch, LATENT)).detach()
+        self.d_optimizer.zero_grad()
+        d = d_loss(self.discriminator, real, fake)
+        d.backward()
+        self.d_optimizer.step()
+        self.g_optimizer.zero_grad()
+        g = g_loss(self.discriminator, self.generator(torch.randn(self.batch, LATENT)))
+        g.backward()
+        self.g_optimizer.step()
+        return d.item(), g.item()

@@ -1,0 +1,203 @@
+"""A training step, ours against a plain loop, against the arithmetic alone, and with and without the allocator's setting."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import plain
+from benchmarks.contest import Case, Contestant, compete
+from benchmarks.lines import Line, Suite
+from gan.config import load_config
+from gan.data import BatchStream, Share, load_images
+from gan.losses import discriminator_loss, generator_loss
+from gan.networks import Discriminator, Generator
+from gan.norms import SpectralNorm
+from gan.processes import FiniteCheck, make_accelerator
+from gan.runs import computes_in_bf16, resolve
+from gan.updates import Job, build_players, score, train_step
+
+CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
+SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
+    """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
+    overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
+    config = load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides)
+    accelerator = make_accelerator()
+    source = load_images(config.data)
+    config = resolve(config, source.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
+    memory = source.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(source, memory, config=config, share=job.share, device=job.device)
+    players, health = build_players(config, job.device), FiniteCheck(job.device)
+    step = 0
+
+    def case() -> float:
+        nonlocal step
+        metrics = train_step(players, stream, step, job)
+        step += 1
+        health.note(step, metrics)
+        return float(metrics["d_loss"])
+
+    return case
+
+
+def plain_loop(norm: str, images: str, batch: int = 64) -> Case:
+    """One step of plain.py."""
+    torch.manual_seed(0)
+    return plain.Loop(norm, Path(images), batch).step
+
+
+def bare(norm: str, precision: str, batch: int = 64) -> Case:
+    """The convolutions and dense layers of one step, forward and backward, and nothing else: in our layout and dtype, with
+    no gradient that the step does not need."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    g, d = generator_like(), discriminator_like("none")
+    joint = [2 * batch] if norm == "spectral" else [batch, batch]  # as D sees real and fake images
+    calls = [*_calls(g, (batch, plain.LATENT), dtype, backward=None)]  # fakes for D
+    for count in joint:
+        calls += _calls(d, (count, 3, 32, 32), dtype, backward=(False, True))
+    calls += _calls(g, (batch, plain.LATENT), dtype, backward=(False, True))
+    calls += _calls(d, (batch, 3, 32, 32), dtype, backward=(True, False))
+
+    def case() -> int:
+        for call in calls:
+            call()
+        return len(calls)
+
+    return case
+
+
+def generator_like() -> nn.Module:
+    return Generator(latent_dim=plain.LATENT, channels=64, image_channels=3, image_size=32, norm="batch").to(
+        memory_format=torch.channels_last
+    )
+
+
+def discriminator_like(norm: str) -> nn.Module:
+    return Discriminator(channels=64, image_channels=3, image_size=32, norm=norm).to(memory_format=torch.channels_last)
+
+
+def _calls(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, backward: tuple[bool, bool] | None) -> list[Any]:
+    """A call for each layer with a weight: its forward pass, and its backward pass for (the network's input, the weights)."""
+    found: list[tuple[nn.Module, Tensor, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: found.append((layer, inputs[0], output)))
+        for layer in network.modules()
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    ]
+    with torch.no_grad():
+        network(torch.randn(shape))
+    for hook in hooks:
+        hook.remove()
+    return [
+        _call(layer, x, output, dtype, backward and (backward[0] or index > 0, backward[1]))
+        for index, (layer, x, output) in enumerate(found)
+    ]
+
+
+def _call(layer: Any, x: Tensor, output: Tensor, dtype: torch.dtype, backward: tuple[bool, bool] | None) -> Any:
+    x, weight, gradient = (t.detach().to(dtype) for t in (x, layer.weight, torch.randn_like(output)))
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    if isinstance(layer, nn.Linear):
+
+        def dense() -> None:
+            torch.nn.functional.linear(x, weight, bias)
+            if backward and backward[0]:
+                gradient @ weight
+            if backward and backward[1]:
+                gradient.T @ x
+
+        return dense
+    arguments = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
+
+    def convolution() -> None:
+        torch.convolution(x, weight, bias, *arguments)
+        if backward:
+            sizes, mask = [weight.shape[1 if layer.transposed else 0]], [*backward, backward[1] and bias is not None]
+            torch.ops.aten.convolution_backward(gradient, x, weight, sizes, *arguments, mask)
+
+    return convolution
+
+
+def agreement(norm: str, batch: int = 64) -> float:
+    """The largest relative difference between our losses in float32 and the plain loop's: same weights, same images."""
+    torch.manual_seed(0)
+    theirs_g, theirs_d = plain.initialise(plain.generator()), plain.initialise(plain.discriminator(norm))
+    ours_g, ours_d = generator_like(), discriminator_like(norm)
+    for theirs, mine in ((theirs_g, ours_g), (theirs_d, ours_d)):
+        pairs = zip(_weighted(theirs), _weighted(mine), strict=True)
+        with torch.no_grad():
+            for a, b in pairs:
+                b.weight.copy_(a.parametrizations.weight.original if hasattr(a, "parametrizations") else a.weight)
+                if b.bias is not None and a.bias is not None:
+                    b.bias.copy_(a.bias)
+    with torch.no_grad():
+        # Until both power iterations have converged to the same sigma; torch's takes one at each look at a weight.
+        for module in ours_d.modules():
+            if isinstance(module, SpectralNorm):
+                module.iterate(500)
+        for layer in _weighted(theirs_d):
+            for _ in range(500):
+                _ = layer.weight
+    real, z = torch.rand(batch, 3, 32, 32) * 2 - 1, torch.randn(2, batch, plain.LATENT)
+    expected_d = plain.d_loss(theirs_d, real, theirs_g(z[0]).detach())
+    expected_g = plain.g_loss(theirs_d, theirs_g(z[1]))
+    found_d = discriminator_loss("sngan", *score(ours_d, real, ours_g(z[0]).detach(), joint=norm == "spectral"))
+    found_g = generator_loss("sngan", ours_d(ours_g(z[1])))
+    return max(float((a / b - 1).detach().abs()) for a, b in ((found_d, expected_d), (found_g, expected_g)))
+
+
+def _weighted(network: nn.Module) -> list[Any]:
+    """Layers with a weight, without BatchNorm, in the order of the data."""
+    return [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
+
+
+def lines(suite: Suite) -> list[Line]:
+    """Parts 1, 2 and 5: a step against the plain loop, the arithmetic, and itself without the allocator's setting."""
+    auto = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    found = []
+    for norm, short in SHORT.items():
+        images, archive = str(suite.folder()), str(suite.archive())
+        plain_name = "plain loop (torch, DataLoader, float32)"
+        contestants = {
+            plain_name: Contestant("benchmarks.steps:plain_loop", {"norm": norm, "images": images}, keep_blocks=False),
+            "ours, float32": Contestant("benchmarks.steps:ours", {"norm": norm, "precision": "fp32", "images": archive}),
+            "ours, float32, system allocator": Contestant(
+                "benchmarks.steps:ours", {"norm": norm, "precision": "fp32", "images": archive}, keep_blocks=False
+            ),
+            "arithmetic alone, float32": Contestant("benchmarks.steps:bare", {"norm": norm, "precision": "fp32"}),
+        }
+        if auto == "bf16":
+            contestants |= {
+                "ours, bf16": Contestant("benchmarks.steps:ours", {"norm": norm, "precision": "bf16", "images": archive}),
+                "arithmetic alone, bf16": Contestant("benchmarks.steps:bare", {"norm": norm, "precision": "bf16"}),
+            }
+        timings = compete(contestants, rounds=suite.rounds(2, 15))
+        difference = agreement(norm)
+        check = f"losses equal to {difference:.0e} at the same weights and images"
+        assert difference <= 1e-5, (norm, difference)
+
+        def line(what: str, a: str, b: str, check: str, goal: str, short: str = short, timings: Any = timings) -> Line:
+            return Line.of(f"{what}, {short}", a, timings[a], b, timings[b], check=check, goal=goal)
+
+        found.append(line("training step", "ours, float32", plain_name, check, "≥ 1.3"))
+        if auto == "bf16":
+            found.append(line("training step, auto", "ours, bf16", plain_name, check, "≥ 2.0"))
+        for precision in ("float32", "bf16") if auto == "bf16" else ("float32",):
+            a, b = f"arithmetic alone, {precision}", f"ours, {precision}"
+            found.append(line(f"share of arithmetic, {precision}", b, a, "same shapes, layout and dtype", "≥ 0.87"))
+        found.append(
+            line(
+                "allocator alone",
+                "ours, float32",
+                "ours, float32, system allocator",
+                " and ".join(f"{timings[name].peak_mb:,.0f} MB" for name in list(contestants)[1:3]),
+                "",
+            )
+        )
+    return found

@@ -1,0 +1,111 @@
+"""The benchmarks measure what they say: turns in order, the same work on both sides, the same numbers out of it."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import norms, scaling, steps
+from benchmarks.__main__ import MARKS, main
+from benchmarks.contest import ROOT, Case, Contestant, Timing, compete
+from benchmarks.lines import Line, made_up
+from gan import cli
+
+HERE = "tests.test_benchmarks"
+
+
+def sleeper(seconds: float, log: str) -> Case:
+    """Sleeps, and writes down that it did."""
+
+    def case() -> float:
+        with Path(log).open("a") as file:
+            print(seconds, file=file)
+        time.sleep(seconds)
+        return seconds
+
+    return case
+
+
+def failing() -> Case:
+    def case() -> None:
+        raise RuntimeError("broken")
+
+    return case
+
+
+@pytest.mark.slow
+def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    contestants = {str(s): Contestant(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
+    timings = compete(contestants, rounds=3, units=2, warm_up=1)
+    assert log.read_text().split() == ["0.01", "0.05"] + 3 * ["0.01", "0.01", "0.05", "0.05"]
+    for seconds in (0.01, 0.05):
+        timing = timings[str(seconds)]
+        assert timing.value == seconds
+        assert len(timing.seconds) == 3
+        assert timing.median == pytest.approx(seconds, abs=0.02)
+        assert 5 < timing.peak_mb < 2000
+
+
+@pytest.mark.slow
+def test_a_contestant_that_fails_ends_the_contest() -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        compete({"x": Contestant(f"{HERE}:failing")}, rounds=1)
+
+
+def test_a_line_is_a_ratio_of_medians() -> None:
+    line = Line.of("work", "ours", Timing([1.0, 2.0, 50.0]), "theirs", Timing([5.0, 6.0, 7.0]), check="equal", goal="≥ 2")
+    assert line.ratio == 3
+    assert line.row() == "| work | ours | theirs | 3.00 | ≥ 2 | 2.00 s / 6.00 s | equal |"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["spectral", "mean_spectral"])
+def test_the_plain_loop_computes_our_losses(norm: str) -> None:
+    assert steps.agreement(norm, batch=8) <= 1e-5
+
+
+@pytest.mark.slow
+def test_the_plain_loop_and_ours_take_steps(tmp_path: Path) -> None:
+    made_up(tmp_path / "images", 40)
+    for case in (
+        steps.ours("mean_spectral", "fp32", str(tmp_path / "images"), batch=4),
+        steps.plain_loop("mean_spectral", str(tmp_path / "images"), batch=4),
+    ):
+        assert case() != case()
+
+
+@pytest.mark.slow
+def test_the_bare_step_has_every_convolution_of_a_step() -> None:
+    # Seven and one in D, three, one and one in G: D sees two batches (one, if joint), then G's; G makes images twice.
+    assert steps.bare("mean_spectral", "fp32", batch=2)() == 3 * 8 + 2 * 5
+    assert steps.bare("spectral", "fp32", batch=2)() == 2 * 8 + 2 * 5
+
+
+@pytest.mark.slow
+def test_msn_word_for_word_has_the_same_gradients() -> None:
+    assert norms.agreement() <= 1e-4
+
+
+@pytest.mark.slow
+def test_counted_flops_are_those_of_the_layers() -> None:
+    # Multiplications and additions of D's and G's layers for one image, by hand from the table in paper/notes.md.
+    d = 2 * (27 * 64 * 1024 + 1024 * 64 * 256 + 576 * 128 * 256 + 2048 * 128 * 64 + 1152 * 256 * 64 + 4096 * 256 * 16
+             + 2304 * 512 * 16 + 8192)  # fmt: skip
+    g = 2 * (128 * 8192 + 16 * 16 * 512 * 256 + 16 * 64 * 256 * 128 + 16 * 256 * 128 * 64 + 576 * 3 * 1024)
+    first_d, first_g = 2 * 27 * 64 * 1024, 2 * 128 * 8192  # whose inputs take no gradient in the player's own update
+    # D: real and fake forward, backward twice; G's images for D; G forward and backward; D's verdict and its input's gradient.
+    expected = 4 * (2 * (3 * d - first_d) + g + (3 * g - first_g) + 2 * d)
+    assert scaling.count("cifar10_sngan", 4).flops == pytest.approx(expected, rel=0.02)  # power iterations and the like
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in ((["speed"], "speed: no part"), (["--data", "nowhere.zip"], "nowhere.zip: no .zip")):
+        assert cli.run(lambda words=words: main(words)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_readme_has_a_place_for_the_table() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count(MARKS[0]) == text.count(MARKS[1]) == 1
