@@ -52,12 +52,14 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
 
 
 def agreement() -> float:
-    """The largest relative difference between MSN's gradients and those of its definition, word for word."""
-    x = torch.randn(64, 3, 32, 32)
+    """The largest relative difference between MSN's gradients and those of its definition, word for word. In float64: in
+    float32 the last bit decides now and then on which side of LeakyReLU's kink a value falls."""
+    torch.manual_seed(1)
+    x, upstream = torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
     gradients = []
     for norm in ("mean_spectral", "naive"):
-        network = build(norm)
-        network(x).square().mean().backward()
+        network = build(norm).double()
+        (network(x) * upstream).sum().backward()
         gradients.append([m.layer.weight.grad for m in network.modules() if isinstance(m, SpectralNorm)])
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*gradients, strict=True))
 
@@ -147,7 +149,7 @@ _SIZES = [
 def lines(suite: Suite) -> list[Line]:
     """Part 3: BN, SN, MSN and MSN word for word."""
     difference = agreement()
-    assert difference <= 1e-4, difference
+    assert difference <= 1e-9, difference
     found = []
     precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
     for name, precision in precisions.items():

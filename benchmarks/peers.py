@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.contest import peak_memory
 
 
 def random_inception_weights(path: Path) -> Path:
@@ -68,14 +71,17 @@ def run(words: list[Any], environment: Mapping[str, str] = {}) -> Done:
         process = subprocess.Popen(
             [sys.executable, *map(str, words)], env={**os.environ, **environment}, stdout=output, stderr=errors
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        peak = 0.0
+        while process.poll() is None:
+            with suppress(OSError):
+                peak = max(peak, peak_memory(process.pid))
+            time.sleep(0.05)
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args, output.read(), errors.read())
-        return Done(output.read(), seconds, usage.ru_maxrss / 1024)
+        return Done(output.read(), seconds, peak)
 
 
 def pytorch_fid(

@@ -30,7 +30,7 @@ class NaiveMeanSpectralNorm(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if self.training:
             mean = h.mean((0, 2, 3))
-            self.running_mean.lerp_(mean.detach().float(), self.momentum)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
         else:
             mean = self.running_mean
         return h - mean.view(1, -1, 1, 1) + self.m.view(1, -1, 1, 1)

@@ -78,7 +78,8 @@ class Images(Dataset[Tensor]):
 
 def load_images(data: Data) -> Images:
     """The images that ``data`` names, at its size. Raises UserError as ``open_source`` does."""
-    return Images(open_source(data), size=data.image_size, channels=image_channels(data))
+    source = open_source(data)
+    return Images(source, size=data.image_size, channels=image_channels(data, source))
 
 
 class Share:

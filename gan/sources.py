@@ -138,8 +138,14 @@ def _image_endings() -> frozenset[str]:
 
 
 def _is_image_name(name: str) -> bool:
-    path = Path(name)
-    return path.suffix.lower() in _image_endings() and not path.name.startswith(".") and "__MACOSX" not in path.parts
+    """Of a file's path with slashes. By text alone: pathlib would take a second for 50,000 names."""
+    *folders, file = name.split("/")
+    return _ending(file) in _image_endings() and not file.startswith(".") and "__MACOSX" not in folders
+
+
+def _ending(file: str) -> str:
+    stem, dot, ending = file.rpartition(".")
+    return dot + ending.lower() if stem else ""
 
 
 def _digest(lines: Iterator[str]) -> str:
@@ -151,13 +157,22 @@ def _digest(lines: Iterator[str]) -> str:
 
 def _decode(content: bytes, where: str) -> Image.Image:
     try:
-        image = Image.open(BytesIO(content))
+        image = _open(content, Image.EXTENSION.get(_ending(where)))
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
         raise UserError(f"{where}: not an image in any format that Pillow reads. Mend or remove it.") from None
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: a damaged image ({error}). Mend or remove it.") from None
+
+
+def _open(content: bytes, expected: str | None) -> Image.Image:
+    """The image in ``content``: of the format that its name promises, or of any. Pillow alone would try several others first,
+    which takes half of the time for a small image."""
+    try:
+        return Image.open(BytesIO(content), formats=None if expected is None else (expected,))
+    except UnidentifiedImageError:
+        return Image.open(BytesIO(content))
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -211,10 +226,11 @@ def open_source(data: Data) -> Source:
     return source
 
 
-def image_channels(data: Data) -> int:
-    """Channels of the images that ``data`` names, without reading more of it than needed."""
+def image_channels(data: Data, source: Source | None = None) -> int:
+    """Channels of the images that ``data`` names, without reading more of it than needed; ``source`` is what
+    ``open_source`` made of it, where that is at hand."""
     if data.channels is not None:
         return data.channels
     if data.name == "folder":
-        return 1 if _is_grey(open_source(data).read(0)) else 3
+        return 1 if _is_grey((source or open_source(data)).read(0)) else 3
     return 1 if data.name in ("digits", "mnist", "fashion_mnist") else 3
