@@ -10,14 +10,14 @@ import torch
 
 from benchmarks.contest import ROOT, Case, Contestant, Timing, compete
 from benchmarks.lines import Line, Suite, made_up, zipped
+from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
 from eval.protocols import Reference, measure
 from gan.config import Data, load_config
 from gan.data import BatchStream, Share, load_images
-from gan.processes import make_accelerator
 from gan.runs import resolve
-from gan.updates import Job, build_players, train_step
+from gan.updates import train_step
 
 
 class _Noise:
@@ -55,14 +55,8 @@ def step(size: int, channels: int) -> Case:
         f"data.image_size={size}", f"model.generator.channels={channels}", f"model.discriminator.channels={channels}",
         "training.precision=fp32", "training.batch_size=16", "evaluation.every=0",
     ]  # fmt: skip
-    config = load_config(ROOT / "configs" / "digits_msngan.yaml", overrides)
-    accelerator = make_accelerator()
-    images = load_images(config.data)
-    config = resolve(config, images.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
-    memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    players, done = build_players(config, job.device), 0
+    players, stream, job = prepare(load_config(ROOT / "configs" / "digits_msngan.yaml", overrides))
+    done = 0
 
     def case() -> float:
         nonlocal done

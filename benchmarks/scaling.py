@@ -10,11 +10,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.contest import ROOT
+from benchmarks.steps import prepare
 from gan.config import load_config
-from gan.data import BatchStream, Share, load_images
-from gan.processes import make_accelerator
-from gan.runs import resolve
-from gan.updates import Job, build_players, train_step
+from gan.updates import train_step
 
 CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
 
@@ -55,18 +53,12 @@ def count(name: str, batch: int) -> Cost:
     """The cost of a step of ``configs/NAME.yaml`` at full size and ``batch``, in float32; data made up."""
     overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
     config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
-    accelerator = make_accelerator(cpu=True)
-    images = load_images(config.data)
-    config = resolve(config, images.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
-    memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    players = build_players(config, job.device)
+    players, stream, job = prepare(config, cpu=True)
     train_step(players, stream, 0, job)  # the optimisers make their state
     with _Count() as found:
         train_step(players, stream, 1, job)
     gradients = sum(4 * p.numel() for network in (players.generator, players.discriminator) for p in network.parameters())
-    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(config))
+    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(job.config))
 
 
 def _collectives(config: Any) -> int:

@@ -9,32 +9,36 @@ from torch import Tensor, nn
 from benchmarks import plain
 from benchmarks.contest import Case, Contestant, compete
 from benchmarks.lines import Line, Suite
-from gan.config import load_config
+from gan.config import Config, load_config
 from gan.data import BatchStream, Share, load_images
 from gan.losses import discriminator_loss, generator_loss
 from gan.networks import Discriminator, Generator
 from gan.norms import SpectralNorm
 from gan.processes import FiniteCheck, make_accelerator
 from gan.runs import computes_in_bf16, resolve
-from gan.updates import Job, build_players, score, train_step
+from gan.updates import Job, Players, build_players, score, train_step
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
 SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def prepare(config: Config, *, cpu: bool = False) -> tuple[Players, BatchStream, Job]:
+    """A run with ``config`` about to take its first step, all its images in memory and nothing written."""
+    accelerator = make_accelerator(cpu)
+    images = load_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
+    memory = images.to_memory(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
+    return build_players(config, job.device), stream, job
+
+
 def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
     """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
     overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
-    config = load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides)
-    accelerator = make_accelerator()
-    source = load_images(config.data)
-    config = resolve(config, source.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
-    memory = source.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(source, memory, config=config, share=job.share, device=job.device)
-    players, health = build_players(config, job.device), FiniteCheck(job.device)
-    step = 0
+    players, stream, job = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
+    health, step = FiniteCheck(job.device), 0
 
     def case() -> float:
         nonlocal step

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.steps import prepare
 from gan import checkpoints
 from gan.config import Config, Data, load_config, set_value
-from gan.data import BatchStream, Share, load_images
+from gan.data import BatchStream, load_images
 from gan.errors import TrainingDivergedError
 from gan.processes import FiniteCheck, make_accelerator
-from gan.runs import resolve
 from gan.updates import Job, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
 from tests.conftest import TINY, command
 from train import DEFAULT
@@ -28,13 +28,7 @@ Tiny = Callable[..., list[str]]
 def start(*overrides: str) -> tuple[Players, BatchStream, Job]:
     """A tiny run in float64, about to take its first step."""
     config = load_config(DEFAULT, [*TINY, "training.precision=fp64", "model.init_std=0.2", *overrides])
-    accelerator = make_accelerator()
-    images = load_images(config.data)
-    config = resolve(config, images.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=0, processes=1))
-    memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    return build_players(config, job.device), stream, job
+    return prepare(config)
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:

@@ -13,12 +13,10 @@ import torch
 import gan.checkpoints
 import gan.files
 import train as program
+from benchmarks.steps import prepare
 from gan import cli
 from gan.config import Config, load_config
-from gan.data import BatchStream, Share, load_images
-from gan.processes import make_accelerator
-from gan.runs import resolve
-from gan.updates import Job, build_players, train_step
+from gan.updates import train_step
 from tests.small import scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
@@ -55,13 +53,8 @@ def _in_environment(environment: dict[str, str], function: Callable[..., None], 
 
 def train_and_save(config: Config, steps: int, out: Path) -> None:
     """Runs ``steps`` steps and saves gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
-    accelerator = make_accelerator()
-    images = load_images(config.data)
-    config = resolve(config, images.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
-    memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    players = build_players(config, job.device)
+    players, stream, job = prepare(config)
+    accelerator, config = job.accelerator, job.config
     for step in range(steps):
         train_step(players, stream, step, job)
     generator, discriminator = players.generator, players.discriminator
@@ -73,7 +66,8 @@ def train_and_save(config: Config, steps: int, out: Path) -> None:
     }
     weights = {**generator.state_dict(prefix="g."), **discriminator.state_dict(prefix="d.")}
     with torch.no_grad():
-        real = memory[:16].to(job.dtype) / 127.5 - 1
+        assert stream.memory is not None
+        real = stream.memory[:16].to(job.dtype) / 127.5 - 1
         z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=job.dtype).view(16, -1)
         outputs = {"images": generator.eval()(z), "scores": discriminator.eval()(real)}
     torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")
