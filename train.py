@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
     # These import torch, which takes seconds: not for a mistyped setting.
     from eval.scoring import open_evaluation
+    from gan.overview import describe, summary
     from gan.processes import connected
-    from gan.runs import describe, summary
     from gan.training import train
 
     with connected() as accelerator:

@@ -14,9 +14,10 @@ from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
 from eval.protocols import Reference, measure
-from gan.config import Data, load_config
+from gan.config import load_config
 from gan.data import BatchStream, Share, load_images
 from gan.runs import resolve
+from gan.settings import Data
 from gan.updates import train_step
 
 

@@ -16,22 +16,22 @@ from gan.networks import Discriminator, Generator
 from gan.norms import SpectralNorm
 from gan.processes import FiniteCheck, make_accelerator
 from gan.runs import computes_in_bf16, resolve
-from gan.updates import Job, Players, build_players, score, train_step
+from gan.updates import GanJob, Players, build_players, score, train_step
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
 SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def prepare(config: Config, *, cpu: bool = False) -> tuple[Players, BatchStream, Job]:
+def prepare(config: Config, *, cpu: bool = False) -> tuple[Players, BatchStream, GanJob]:
     """A run with ``config`` about to take its first step, all its images in memory and nothing written."""
     accelerator = make_accelerator(cpu)
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
-    job = Job(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
+    job = GanJob(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
     memory = images.to_memory(lambda items, _total, _what: items)
     stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    return build_players(config, job.device), stream, job
+    return build_players(job), stream, job
 
 
 def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from eval.features import ImageSet
 from gan import checkpoints, sampling
-from gan.config import Config, Data
+from gan.config import Config
 from gan.data import Images, load_images, to_pixels
 from gan.errors import UserError
+from gan.settings import Data
 from gan.sources import Source, open_source
 
 DATASETS = tuple(name for name in get_args(get_type_hints(Data)["name"]) if name != "folder")

@@ -13,9 +13,10 @@ import torch
 from eval import protocols
 from eval.protocols import PROTOCOLS
 from gan import sampling, scores
-from gan.config import CHANGEABLE, Config, flatten, load_config
+from gan.config import Config, load_config
 from gan.data import load_images
 from gan.errors import UserError
+from gan.settings import flatten
 
 Record = dict[str, Any]
 COLUMNS = ("paper", "sngan", "standard", "quick")
@@ -229,7 +230,7 @@ def _remark(records: list[Record], protocol: str) -> str | None:
 
 def _rows(found: list[tuple[RunScores, Config]]) -> list[Row]:
     """Runs that differ only in their seed, their name and what changes no weight are one row; in the paper's order."""
-    ignored = {*CHANGEABLE, "seed"} - {"training.steps"}
+    ignored = {*Config.CHANGEABLE, "seed"} - {"training.steps"}
     groups: dict[str, list[tuple[RunScores, Config]]] = {}
     for run, config in found:
         key = repr([item for item in flatten(config) if item[0] not in ignored])

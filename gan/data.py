@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gan import keyed, pixels
-from gan.config import Config, Data
 from gan.errors import UserError
+from gan.settings import Data, Settings
 from gan.sources import Bytes, Source, ZipSource, image_channels, open_source
 
 DECODING = 1  # of `to_pixels`: another number when it gives other pixels
@@ -98,10 +98,9 @@ class Share:
         self.local_size = self.width * parts
 
     @classmethod
-    def of(cls, config: Config, *, rank: int, processes: int) -> "Share":
+    def of(cls, config: Settings, *, rank: int, processes: int) -> "Share":
         """The share of process ``rank`` in a run with ``config``."""
-        training = config.training
-        return cls(batch_size=training.batch_size, parts=training.accumulation, rank=rank, processes=processes)
+        return cls(batch_size=config.training.batch_size, parts=config.micro_batches, rank=rank, processes=processes)
 
     def starts(self, update: int) -> list[int]:
         """First position of each micro-batch's share in a global ``update``; each share is ``width`` long."""
@@ -119,7 +118,7 @@ class Share:
 class BatchStream:
     """Real images for each D update: a function of (seed, update), in memory or streamed alike."""
 
-    def __init__(self, images: Images, memory: Tensor | None, *, config: Config, share: Share, device: torch.device) -> None:
+    def __init__(self, images: Images, memory: Tensor | None, *, config: Settings, share: Share, device: torch.device) -> None:
         """``memory`` holds all ``images``, on any device; None streams them with ``config.data.workers`` processes."""
         self.images, self.memory, self.config, self.share, self.device = images, memory, config, share, device
         self._epochs: dict[int, NDArray[Any]] = {}

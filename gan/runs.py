@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, whether it can go on, and what it tells the user."""
+"""A run's folder: what is in it, whether it can go on, and who holds it."""
 
 import fcntl
 import json
@@ -18,19 +18,16 @@ from accelerate import Accelerator
 
 from gan import checkpoints, scores
 from gan.checkpoints import Checkpoint
-from gan.config import Config, check_processes, differences, keep_resolved, load_config, set_value, to_yaml, warnings
 from gan.data import Images
 from gan.errors import UserError
 from gan.files import remove_unfinished, write_atomically
-from gan.networks import build_discriminator, build_generator, trainable_parameters
 from gan.progress import say
-from gan.sources import image_channels
-from gan.tracking import last_values
+from gan.settings import C, Settings, differences, keep_resolved, load, set_value, to_yaml
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
 
 
-def resolve(config: Config, channels: int, device: torch.device) -> Config:
+def resolve(config: C, channels: int, device: torch.device) -> C:
     """``config`` with what it leaves to the images and the machine filled in."""
     config = set_value(config, "data.channels", channels)
     if config.training.precision == "auto":
@@ -48,12 +45,12 @@ def computes_in_bf16(device: torch.device) -> bool:
     return False
 
 
-def same_settings(config: Config) -> Config:
+def same_settings(config: C) -> C:
     """``config`` with what it leaves open as the run in its folder has it, if there is one. Looks at no image.
 
     Raises UserError when the folder holds something else, or a run with other settings.
     """
-    saved = saved_config(config.folder)
+    saved = saved_config(type(config), config.folder)
     if saved is None:
         return config
     config = keep_resolved(config, saved)
@@ -65,7 +62,7 @@ def same_settings(config: Config) -> Config:
     return config
 
 
-def open_run(config: Config, images: Images, device: torch.device) -> tuple[Config, Checkpoint | None]:
+def open_run(config: C, images: Images, device: torch.device) -> tuple[C, Checkpoint | None]:
     """The resolved configuration, and where the run in its folder had come to. Changes nothing.
 
     Raises UserError as ``same_settings`` does, and when the run was trained on other images.
@@ -85,11 +82,14 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
-def saved_config(folder: Path) -> Config | None:
-    """The configuration of the run in ``folder``; None where there is none yet. Raises UserError for another kind of folder."""
+def saved_config(kind: type[C], folder: Path) -> C | None:
+    """The settings of the run of this ``kind`` in ``folder``; None where there is none yet.
+
+    Raises UserError for another kind of folder.
+    """
     try:
         if is_run(folder):
-            return load_config(folder / "config.yaml")
+            return load(kind, folder / "config.yaml")
         foreign = folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}). Set run.dir to a folder that can.") from None
@@ -98,7 +98,7 @@ def saved_config(folder: Path) -> Config | None:
     return None
 
 
-def start_folder(config: Config, images: Images, accelerator: Accelerator, step: int) -> None:
+def start_folder(config: Settings, images: Images, accelerator: Accelerator, step: int) -> None:
     """Writes config.yaml and adds this start to environment.json."""
     folder = config.folder
     record = folder / "environment.json"
@@ -145,7 +145,7 @@ def hold(folder: Path) -> IO[bytes]:
     return file
 
 
-def environment(config: Config, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
+def environment(config: Settings, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
     """What a run's numbers may depend on besides its configuration."""
     device = accelerator.device
     project = Path(__file__).resolve().parent.parent
@@ -169,62 +169,11 @@ def environment(config: Config, images: Images, accelerator: Accelerator, step: 
     }
 
 
-def summary(config: Config) -> str:
-    """Where everything of a finished run is, and what to type next."""
-    folder = config.folder
-    last = last_values(folder / "metrics.jsonl", "d_loss")
-    newest = checkpoints.steps(folder / "checkpoints")
-    losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
-    return "\n".join(
-        [
-            f"pictures:    {folder / 'samples'}",
-            f"metrics:     {folder / 'metrics.jsonl'}{losses}",
-            *_score_lines(folder),
-            f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
-            f"next:        python -m gan sample {folder} --out grid.png --count 64 --seed 0",
-        ]
-    )
-
-
-def _score_lines(folder: Path) -> list[str]:
-    """What training scored last, of how much before; empty where it scored nothing."""
-    training = [record for record in scores.read(folder) if record["source"] == "training"]
-    if not training:
-        return []
-    series = [record for record in training if record["series"] == training[-1]["series"]]
-    extractor = series[0]["provenance"]["extractor"]["extractor"]
-    return [
-        f"scores:      {folder / scores.FILE} (Frechet distance, {extractor}, {series[0]['protocol']}:"
-        f" {scores.distance_of(series[0]):.4g} at step {series[0]['step']},"
-        f" {scores.distance_of(series[-1]):.4g} at step {series[-1]['step']})",
-        f"best:        {folder / 'best'} (step {checkpoints.step_of(folder / 'best')})",
-    ]
-
-
-def describe(config: Config, accelerator: Accelerator) -> str:
-    """What ``train`` would do with ``config``: settings, parameter counts, steps, place. Reads little and changes nothing."""
-    device, processes = accelerator.device, accelerator.num_processes
-    check_processes(config, processes)
-    saved = saved_config(config.folder)
-    if saved is not None:
-        config = keep_resolved(config, saved)
-    config = resolve(config, image_channels(config.data), device)
-    generator, discriminator = build_generator(config), build_discriminator(config)
-    training = config.training
-    lines = [to_yaml(config).rstrip(), ""]
-    lines.append(f"generator:      {trainable_parameters(generator):,} parameters ({config.model.generator.norm})")
-    lines.append(f"discriminator:  {trainable_parameters(discriminator):,} parameters ({config.model.discriminator.norm})")
-    lines.append(
-        f"steps:          {training.steps:,} G updates, {training.steps * training.d_steps:,} D updates,"
-        f" {training.steps * training.d_steps * training.batch_size:,} real images"
-    )
-    lines.append(
-        f"runs on:        {processes} x {device.type} in {training.precision}, {training.batch_size // processes} images each"
-    )
-    lines.append(f"writes to:      {config.folder.resolve()}")
+def prospects(config: C, saved: C | None) -> list[str]:
+    """What a dry run says of the folder that ``config`` would write to, and of doubtful settings."""
+    lines = [f"writes to:      {config.folder.resolve()}"]
     if saved is not None and (changed := differences(config, saved)):
         lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
     elif found := checkpoints.steps(config.folder / "checkpoints"):
         lines.append(f"goes on from:   {found[-1]}")
-    lines += [f"warning:        {warning}" for warning in warnings(config)]
-    return "\n".join(lines)
+    return lines + [f"warning:        {warning}" for warning in config.warnings()]

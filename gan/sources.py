@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from gan.config import Data
 from gan.errors import UserError
+from gan.settings import Data
 
 Bytes = NDArray[np.uint8]
 

@@ -6,22 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gan.config import (
-    CHANGEABLE,
-    RESOLVED,
-    Config,
-    Optimizer,
-    Training,
-    check_processes,
-    differences,
-    flatten,
-    keep_resolved,
-    load_config,
-    set_value,
-    to_yaml,
-    warnings,
-)
+from gan.config import Config, Optimizer, Training, load_config
 from gan.errors import UserError
+from gan.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -66,7 +53,7 @@ def test_known_hyperparameters() -> None:
 
 def test_the_paper_row_is_warned_about() -> None:
     config = load_config(next(path for path in CONFIGS if path.stem == "cifar10_wgan_gp_bn"))
-    assert any("section 4" in warning for warning in warnings(config))
+    assert any("section 4" in warning for warning in config.warnings())
 
 
 @given(
@@ -93,7 +80,7 @@ def test_changes_that_touch_no_weight_are_allowed_and_all_others_shown() -> None
         else:
             other = "other"
         found = differences(set_value(config, key, other), config)
-        assert found == ([] if key in CHANGEABLE else [f"{key}: {value} -> {other}"])
+        assert found == ([] if key in Config.CHANGEABLE else [f"{key}: {value} -> {other}"])
 
 
 def test_steps_may_not_change_when_learning_rates_depend_on_them() -> None:
@@ -106,7 +93,7 @@ def test_what_was_left_to_the_machine_stays_as_it_was_resolved() -> None:
     assert keep_resolved(Config(), saved) == saved
     explicit = set_value(Config(), "training.precision", "bf16")
     assert keep_resolved(explicit, saved).training.precision == "bf16"
-    assert all(dict(flatten(Config()))[key] == value for key, value in RESOLVED.items())
+    assert all(dict(flatten(Config()))[key] == value for key, value in Config.RESOLVED.items())
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:
@@ -126,8 +113,8 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:
 )
 def test_doubtful_combinations_are_warned_about(overrides: list[str], words: str) -> None:
     config = load_config(CONFIGS[-1].parent / "digits_msngan.yaml", overrides)
-    assert any(words in warning for warning in warnings(config))
+    assert any(words in warning for warning in config.warnings())
 
 
 def test_the_default_is_not_doubtful() -> None:
-    assert warnings(load_config(CONFIGS[-1].parent / "digits_msngan.yaml")) == []
+    assert load_config(CONFIGS[-1].parent / "digits_msngan.yaml").warnings() == []

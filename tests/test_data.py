@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gan import keyed, sources
-from gan.config import Config, Data, Training
+from gan.config import Config, Training
 from gan.data import BatchStream, Images, Share, load_images
 from gan.errors import UserError
+from gan.settings import Data
 
 CPU = torch.device("cpu")
 

@@ -16,15 +16,16 @@ ALLOWED = {
     "gan.progress": set(),
     "gan.norms": set(),
     "gan.losses": set(),
-    "gan.config": set(),
+    "gan.settings": set(),
+    "gan.config": {"gan.settings"},
     "gan.tracking": set(),
     "gan.checkpoints": set(),
     "gan.sampling": set(),
     "gan.cli": set(),
     "gan.networks": {"gan.norms", "gan.config"},
-    "gan.sources": {"gan.config"},
+    "gan.sources": {"gan.settings"},
     "gan.pixels": set(),
-    "gan.data": {"gan.config", "gan.pixels", "gan.sources"},
+    "gan.data": {"gan.pixels", "gan.settings", "gan.sources"},
     "gan.scores": set(),
     "eval": set(),
     "eval.extractors": set(),
@@ -35,7 +36,18 @@ ALLOWED = {
     "eval.report": {"eval.protocols", "eval.results"},
 }
 ANY_OF_BOTH = {"eval.images", "eval.scoring", "eval.results", "eval.__main__"}
-ANY_OF_GAN = {"gan", "gan.__main__", "gan.generators", "gan.processes", "gan.runs", "gan.training", "gan.updates"}
+ANY_OF_GAN = {
+    "gan",
+    "gan.__main__",
+    "gan.generators",
+    "gan.job",
+    "gan.loop",
+    "gan.overview",
+    "gan.processes",
+    "gan.runs",
+    "gan.training",
+    "gan.updates",
+}
 
 
 def module_name(path: Path) -> str:

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from gan import data
-from gan.config import Data
 from gan.data import load_images
+from gan.settings import Data
 
 
 @pytest.fixture

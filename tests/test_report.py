@@ -33,7 +33,7 @@ def make(finished_run: Path, tmp_path: Path) -> Make:
         folder = tmp_path / "runs" / name
         shutil.copytree(finished_run, folder)
         changed = load_config(folder / "config.yaml", [*settings, f"seed={seed}", f"run.name={name}"])
-        from gan.config import to_yaml
+        from gan.settings import to_yaml
 
         (folder / "config.yaml").write_text(to_yaml(changed))
         draw = np.random.RandomState(seed)

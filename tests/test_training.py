@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,19 @@ from torch import Tensor, nn
 
 from benchmarks.steps import prepare
 from gan import checkpoints
-from gan.config import Config, Data, load_config, set_value
+from gan.config import Config, load_config
 from gan.data import BatchStream, load_images
 from gan.errors import TrainingDivergedError
 from gan.processes import FiniteCheck, make_accelerator
-from gan.updates import Job, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
+from gan.settings import Data, set_value
+from gan.updates import GanJob, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
 from tests.conftest import TINY, command
 from train import DEFAULT
 
 Tiny = Callable[..., list[str]]
 
 
-def start(*overrides: str) -> tuple[Players, BatchStream, Job]:
+def start(*overrides: str) -> tuple[Players, BatchStream, GanJob]:
     """A tiny run in float64, about to take its first step."""
     config = load_config(DEFAULT, [*TINY, "training.precision=fp64", "model.init_std=0.2", *overrides])
     return prepare(config)
@@ -154,8 +156,8 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     first, _, job = start("seed=7")
     torch.manual_seed(2)
     torch.rand(3)
-    second = build_players(job.config, job.device)
-    other = build_players(set_value(job.config, "seed", 8), job.device)
+    second = build_players(job)
+    other = build_players(replace(job, config=set_value(job.config, "seed", 8)))
     weights = [players.generator.state_dict()["layers.0.0.weight"] for players in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
