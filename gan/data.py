@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from gan import keyed, pixels
 from gan.errors import UserError
 from gan.settings import Data, Settings
-from gan.sources import Bytes, Source, ZipSource, image_channels, open_source
+from gan.sources import Bytes, Labels, Source, image_channels, is_archive, open_source
 
 DECODING = 1  # of `to_pixels`: another number when it gives other pixels
 _WORTH_KEEPING = 1.0  # seconds
@@ -55,6 +55,11 @@ class Images(Dataset[Tensor]):
         """Names the images' content, number, channels and size."""
         return f"{self.source.fingerprint()[:32]}-{len(self)}x{self.channels}x{self.size}x{self.size}"
 
+    @cached_property
+    def labels(self) -> Labels:
+        """The class of each image. Raises UserError where the source knows none."""
+        return self.source.labels()
+
     def gigabytes(self) -> float:
         """Size of all images as uint8."""
         return len(self) * self.channels * self.size**2 / 1e9
@@ -64,7 +69,7 @@ class Images(Dataset[Tensor]):
         when reading them took long."""
         shape = (len(self), self.channels, self.size, self.size)
         key = f"{self.fingerprint} {PIL.__version__} {DECODING}"
-        archive = isinstance(self.source, ZipSource)
+        archive = is_archive(self.source)
         if archive and (kept := pixels.load(key, shape)) is not None:
             return torch.from_numpy(kept)
         began = time.monotonic()
@@ -148,6 +153,11 @@ class BatchStream:
             flip = bits.view(-1, 1, 1, 1).to(self.device, torch.bool)
             images = torch.where(flip, images.flip(3), images)
         return images.float() / 127.5 - 1
+
+    def labels(self, update: int) -> Tensor:
+        """The classes of the images of ``batch(update)``: (local batch,) int64, on the device."""
+        numbers = self.images.labels.numbers[self._indices(update)]
+        return torch.from_numpy(numbers).to(self.device, non_blocking=True)
 
     def _streamed(self, update: int) -> Tensor:
         if self._loader is None or update != self._next_update:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gan import checkpoints
 from gan.checkpoints import Checkpoint
-from gan.data import Images, load_images
+from gan.data import Images
 from gan.errors import UserError
 from gan.job import Metrics
 from gan.processes import FiniteCheck, StopRequest, on_all, on_all_in_turn, on_main
@@ -57,10 +57,12 @@ class Work(Protocol):
 def conduct(
     config: C,
     accelerator: Accelerator,
+    load: Callable[[], Images],
     total: Callable[[C, Images], int],
     begin: Callable[[C, Images, Accelerator], Work],
 ) -> int:
-    """Trains what ``begin`` makes, to the last of ``total`` steps, going on from the newest checkpoint in ``config.folder``.
+    """Trains what ``begin`` makes of the images that ``load`` gives, to the last of ``total`` steps, going on from the newest
+    checkpoint in ``config.folder``.
 
     Returns 0, or the number of the signal that stopped it (after a checkpoint). Raises UserError for a mistake in the
     configuration, the images or the folder, TrainingDivergedError for numbers that are not finite.
@@ -69,7 +71,7 @@ def conduct(
     on_all(accelerator, lambda: check_processes(config, accelerator.num_processes))
     on_all(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
     config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded for it
-    images = _load_on_all(config, accelerator)
+    images = _load_on_all(config, load, accelerator)
     # Held before it is read, so that what was read stays true; made only for a run that may start.
     lock = on_all(accelerator, lambda: hold(config.folder) if main and is_run(config.folder) else None)
     config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
@@ -96,9 +98,9 @@ def conduct(
         return _loop(work, config, accelerator, tracker, start)
 
 
-def _load_on_all(config: Settings, accelerator: Accelerator) -> Images:
+def _load_on_all(config: Settings, load: Callable[[], Images], accelerator: Accelerator) -> Images:
     """The images, on every process."""
-    images = on_all_in_turn(accelerator, lambda: load_images(config.data))
+    images = on_all_in_turn(accelerator, load)
     prints = set(gather_object([images.fingerprint]))
 
     def same_everywhere() -> None:
@@ -125,7 +127,7 @@ def _loop(work: Work, config: Settings, accelerator: Accelerator, tracker: Track
     """Steps ``start`` + 1 to the last. The main process has the ``tracker`` and writes; all compute the same steps."""
     health, stop = FiniteCheck(accelerator.device), StopRequest(accelerator)
     progress = Progress(start, work.total, "step", shown=tracker is not None)
-    if start == 0:
+    if start == 0 and work.looks(0):
         work.look(0, tracker)
     rate = Rate(start, images_per_step=work.images_per_step)
     with stop.listening(), progress:

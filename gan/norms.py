@@ -40,6 +40,21 @@ def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differenti
     raise ValueError(f"norm {norm!r}: expected none, batch, spectral or mean_spectral")
 
 
+def normalize_input(channels: int, norm: str) -> nn.Module:
+    """What stands before the activation where a network normalises a layer's input (B, ``channels``, H, W) instead of its
+    output (He et al. 2016, "Identity mappings"; DenseNet): BN or, of MSN, the part that is not in the weight.
+
+    Raises ValueError for an unknown norm.
+    """
+    if norm == "batch":
+        return BatchNorm(channels)
+    if norm == "mean_spectral":
+        return Centring(channels)
+    if norm in ("none", "spectral"):
+        return nn.Identity()
+    raise ValueError(f"norm {norm!r}: expected none, batch, spectral or mean_spectral")
+
+
 def processes() -> int:
     """Number of processes that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -274,6 +289,48 @@ class MeanSpectralNorm(SpectralNorm):
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
         output, mean = _CentredConvolution.apply(x, weight, self.m, _arguments(self.layer))
         return output, mean
+
+
+class Centring(nn.Module):
+    """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that no single layer has made, such as DenseNet's concatenations.
+
+    E is the mean of each channel over batch, positions and processes; in evaluation mode its running average. m is learned.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.1) -> None:
+        """``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm."""
+        super().__init__()
+        self.momentum = momentum
+        self.m = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Raises ValueError when a channel has a single value in training."""
+        if not self.training:
+            return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
+        if h.numel() // h.shape[1] * processes() == 1:
+            raise ValueError("centring needs more than one value per channel in training")
+        output, mean = _Centred.apply(h, self.m)
+        self.running_mean.lerp_(mean, self.momentum)
+        return output
+
+
+class _Centred(torch.autograd.Function):
+    """h, m -> h - E[h] + m, and E[h], which is not differentiated: two passes over h, and in the backward pass (Eq. 10) two
+    over the gradient. Can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(context: Any, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        mean = mean_over_processes(_channel_sums(h, m.dtype) / (h.numel() // len(m)))
+        context.mark_non_differentiable(mean)
+        return h + (m - mean).to(h.dtype).view(1, -1, 1, 1), mean
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        g_m = _channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
+        mean = mean_over_processes(g_m / (gradient.numel() // len(g_m)))
+        return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
 
 
 class _Arguments(NamedTuple):

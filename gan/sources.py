@@ -4,11 +4,11 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,15 @@ from gan.settings import Data
 Bytes = NDArray[np.uint8]
 
 
+class Labels(NamedTuple):
+    """What each image of a source shows."""
+
+    numbers: NDArray[np.int64]  # of the class of each image: (N,), from 0
+    classes: tuple[str, ...]  # names
+
+
 class Source(Protocol):
-    """Images by index, as Pillow reads them.
+    """Images by index, as Pillow reads them, and their classes where it knows them.
 
     ``fingerprint`` tells whether two sources hold the same images: by their pixels, a zip's by its checksums, a
     directory's by names and sizes alone, since reading it all could take hours. ``content`` reads it all.
@@ -31,13 +38,17 @@ class Source(Protocol):
     def read(self, index: int) -> Image.Image: ...
     def fingerprint(self) -> str: ...
     def content(self) -> str: ...
+    def labels(self) -> Labels:
+        """Raises UserError where it knows no classes."""
+        ...
 
 
 class ArraySource:
-    """Images that are already in memory: uint8, (N, H, W) or (N, H, W, C)."""
+    """Images that are already in memory, uint8, (N, H, W) or (N, H, W, C), and the numbers of their classes."""
 
-    def __init__(self, images: Bytes) -> None:
-        self.images = images
+    def __init__(self, images: Bytes, classes: NDArray[Any]) -> None:
+        assert len(images) == len(classes)
+        self.images, self.classes = images, np.asarray(classes, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,6 +60,9 @@ class ArraySource:
         return hashlib.sha256(repr(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes()).hexdigest()
 
     content = fingerprint
+
+    def labels(self) -> Labels:
+        return Labels(self.classes, tuple(map(str, range(int(self.classes.max()) + 1))))
 
 
 class FolderSource:
@@ -79,6 +93,9 @@ class FolderSource:
 
     def content(self) -> str:
         return _digest(f"{name}\0{hashlib.sha256(self._bytes(name)).hexdigest()}" for name in self.names)
+
+    def labels(self) -> Labels:
+        return _class_folders(self.names, self.root)
 
 
 class ZipSource:
@@ -118,6 +135,50 @@ class ZipSource:
         return _digest(f"{e.filename}\0{e.file_size}\0{e.CRC}" for e in self.entries)
 
     content = fingerprint
+
+    def labels(self) -> Labels:
+        return _class_folders([entry.filename for entry in self.entries], self.path)
+
+
+class Part:
+    """Some of a source's images, in the order of ``indices``."""
+
+    def __init__(self, whole: Source, indices: NDArray[np.int64]) -> None:
+        self.whole, self.indices = whole, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        return self.whole.read(int(self.indices[index]))
+
+    def _part_of(self, name: str) -> str:
+        return hashlib.sha256(name.encode() + self.indices.tobytes()).hexdigest()
+
+    def fingerprint(self) -> str:
+        return self._part_of(self.whole.fingerprint())
+
+    def content(self) -> str:
+        return self._part_of(self.whole.content())
+
+    def labels(self) -> Labels:
+        numbers, classes = self.whole.labels()
+        return Labels(numbers[self.indices], classes)
+
+
+def is_archive(source: Source) -> bool:
+    """Whether its fingerprint, which is had without reading it all, is of its content."""
+    return isinstance(source.whole if isinstance(source, Part) else source, ZipSource)
+
+
+def _class_folders(names: Sequence[str], where: Path) -> Labels:
+    """Classes by the folder that holds each file, in the order of their names."""
+    folders = [name.split("/")[-2] if "/" in name else "" for name in names]
+    classes = tuple(sorted(set(folders)))
+    if "" in classes or len(classes) < 2:
+        raise UserError(f"{where}: no classes. Expected the images in one folder a class, such as cat/1.png and dog/2.png.")
+    number = {name: index for index, name in enumerate(classes)}
+    return Labels(np.array([number[folder] for folder in folders], dtype=np.int64), classes)
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -179,14 +240,15 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
-def _digits() -> Bytes:
+def _digits() -> ArraySource:
     """scikit-learn's 1,797 digits of 8x8 pixels with values 0 to 16 (UCI optical recognition, test part)."""
     from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
 
-    return np.asarray(np.rint(load_digits().images * (255 / 16)), dtype=np.uint8)
+    digits = load_digits()
+    return ArraySource(np.asarray(np.rint(digits.images * (255 / 16)), dtype=np.uint8), digits.target)
 
 
-def _torchvision(data: Data) -> Bytes:
+def _torchvision(data: Data) -> ArraySource:
     """The images of a data set that torchvision knows: downloaded and checked where they are not there yet."""
     from torchvision import datasets
 
@@ -200,22 +262,25 @@ def _torchvision(data: Data) -> Bytes:
     }  # fmt: skip
     make, file = makers[data.name]
     try:
-        images = np.asarray(make().data)
+        dataset = make()
     except (OSError, RuntimeError) as error:  # URLError is an OSError; torchvision's "not found or corrupted" is a RuntimeError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({reason})."
             f" Put {file} there yourself, or set data.path to the folder that holds it."
         ) from None
-    return images.transpose(0, 2, 3, 1) if data.name == "svhn" else images
+    images = np.asarray(dataset.data)
+    if data.name == "svhn":
+        return ArraySource(images.transpose(0, 2, 3, 1), dataset.labels)
+    return ArraySource(images, np.asarray(dataset.targets))
 
 
 def open_source(data: Data) -> Source:
     """The images that ``data`` names. Raises UserError when there are none, or they cannot be had."""
     if data.name == "digits":
-        return ArraySource(_digits())
+        return _digits()
     if data.name != "folder":
-        return ArraySource(_torchvision(data))
+        return _torchvision(data)
     assert data.path is not None
     path = Path(data.path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl and PNG always; wandb and TensorBoard when asked."""
+"""Where a run's numbers and pictures go: metrics.jsonl, probes.jsonl and PNG always; wandb and TensorBoard when asked."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from PIL import Image
 from gan.errors import UserError
 
 Wandb = Literal["off", "offline", "online"]
+METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 WANDB_TIMEOUT = 30.0  # seconds that a start waits for wandb's server
 
 
@@ -62,6 +63,28 @@ def last_values(path: Path, key: str) -> dict[str, Any]:
     return {}
 
 
+class Lines:
+    """A file of one JSON object a line, each with "step"; never half a line."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Goes on after ``step``: later lines are dropped."""
+        truncate_metrics(path, step)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Finite numbers only."""
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        # One write of less than a page: a kill leaves the whole line or none.
+        written = os.write(self._file, line)
+        assert written == len(line)
+
+    def flush(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class Tracker:
     """Writes one run's records. Used by the main process only."""
 
@@ -70,9 +93,9 @@ class Tracker:
     ) -> None:
         """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb."""
         self.folder = folder
-        path = folder / "metrics.jsonl"
-        truncate_metrics(path, step)
-        self._metrics = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._metrics = Lines(folder / METRICS, step)
+        truncate_metrics(folder / PROBES, step)
+        self._probes: Lines | None = None
         self._wandb: Any = None
         self._tensorboard: Any = None
         if wandb != "off":
@@ -99,15 +122,18 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line with ``step`` and ``values``; finite numbers only."""
-        line = json.dumps({"step": step, **values}, allow_nan=False) + "\n"
-        # One write of less than a page: a kill leaves the whole line or none.
-        written = os.write(self._metrics, line.encode())
-        assert written == len(line)
+        self._metrics.append({"step": step, **values})
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, step)
+
+    def probe(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of what is too much for curves, into a file of its own that is made with its first line."""
+        if self._probes is None:
+            self._probes = Lines(self.folder / PROBES, step - 1)
+        self._probes.append({"step": step, **values})
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """A picture (H, W) or (H, W, 3) for wandb and TensorBoard; the PNG is written by who made it."""
@@ -120,7 +146,9 @@ class Tracker:
 
     def flush(self) -> None:
         """Waits until all lines are on the disk: a checkpoint must not be newer than the record that leads to it."""
-        os.fsync(self._metrics)
+        self._metrics.flush()
+        if self._probes is not None:
+            self._probes.flush()
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -128,7 +156,9 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._metrics)
+        self._metrics.close()
+        if self._probes is not None:
+            self._probes.close()
         if self._wandb is not None:
             self._wandb.finish()
         if self._tensorboard is not None:

@@ -10,7 +10,7 @@ from torch import nn
 from gan import checkpoints, sampling, scores
 from gan.checkpoints import Checkpoint
 from gan.config import Config
-from gan.data import BatchStream, Images, Share
+from gan.data import BatchStream, Images, Share, load_images
 from gan.files import write_atomically
 from gan.job import Metrics
 from gan.loop import conduct, due
@@ -41,7 +41,7 @@ def train(config: Config, accelerator: Accelerator, open_evaluation: OpenEvaluat
         work.evaluate = evaluate
         return work
 
-    return conduct(config, accelerator, lambda config, _: config.training.steps, begin)
+    return conduct(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin)
 
 
 class GanWork:

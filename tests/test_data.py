@@ -237,7 +237,7 @@ def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: P
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
 def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -> None:
     config = Config(seed=seed, training=Training(batch_size=size))
-    source = Images(sources.ArraySource(np.zeros((images, 32, 32), np.uint8)), size=32, channels=1)
+    source = Images(sources.ArraySource(np.zeros((images, 32, 32), np.uint8), np.zeros(images)), size=32, channels=1)
     whole = BatchStream(source, None, config=config, share=Share.of(config, rank=0, processes=1), device=CPU)
     order = np.concatenate([whole._indices(update) for update in range(-(-3 * images // size))])
     for epoch in range(3):
@@ -256,7 +256,7 @@ def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int,
 
 def test_flips_are_drawn_for_each_image() -> None:
     ramp = np.tile(np.arange(32, dtype=np.uint8) * 8, (64, 32, 1))
-    source = Images(sources.ArraySource(ramp), size=32, channels=1)
+    source = Images(sources.ArraySource(ramp, np.zeros(len(ramp))), size=32, channels=1)
     batch = stream(source, memory=True, flip=True, size=64).batch(0)
     flipped = batch[:, 0, 0, 0] > 0
     assert 16 < int(flipped.sum()) < 48
@@ -265,7 +265,9 @@ def test_flips_are_drawn_for_each_image() -> None:
 
 def test_pixels_become_minus_one_to_one() -> None:
     source = Images(
-        sources.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)])), size=32, channels=1
+        sources.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)]), np.zeros(2)),
+        size=32,
+        channels=1,
     )
     values = stream(source, memory=True, size=2).batch(0)
     assert sorted(values[:, 0, 0, 0].tolist()) == [-1.0, 1.0]

@@ -143,10 +143,12 @@ def test_a_run_killed_at_touches_of_the_disk_goes_on_bit_for_bit(tmp_path: Path,
 def test_a_run_killed_again_and_again_at_random_moments_ends_the_same(tmp_path: Path, tiny: Callable[..., list[str]]) -> None:
     arguments = tiny(*STEPS, "training.steps=60", "checkpoint.every=1")
     run = tmp_path / "runs" / "tiny"
+    began = time.monotonic()
     expected = calm(arguments, run)
+    calm_seconds = time.monotonic() - began  # how fast the machine is today
     run.rename(tmp_path / "calm")
     moments = random.Random(0)
-    codes = [in_process(train_to_the_end, arguments, kill_after=moments.uniform(0.3, 3)) for _ in range(8)]
+    codes = [in_process(train_to_the_end, arguments, kill_after=moments.uniform(0.1, 0.6) * calm_seconds) for _ in range(8)]
     assert -signal.SIGKILL in codes
     assert in_process(train_to_the_end, arguments) == 0
     assert contents(run) == expected

@@ -1,0 +1,121 @@
+"""python -m study: train the paper's classifiers, sweep their settings, make the paper's tables and figures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gan import cli
+from gan.errors import UserError
+
+EXAMPLES = """examples:
+  python -m study train --config configs/study/digits_cnn3.yaml model.norm=spectral run.name=digits_sn
+  python -m study sweep --config configs/study/mnist_cnn3.yaml --rates 0.1 0.001 0.0001 --seeds 0 1 2
+  python -m study tables runs/study --out tables
+  python -m study figures runs/study --out figures
+
+The same command again goes on where it was stopped. All settings, with their meaning: study/config.py and gan/settings.py.
+"""
+NORMS = ("batch", "spectral", "mean_spectral")
+RATES = (0.1, 0.001, 0.0001)  # the paper's
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog="python -m study", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
+    train = commands.add_parser("train", help="train one classifier")
+    train.add_argument("--config", type=Path, required=True, help="YAML file of settings that differ from the defaults")
+    train.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
+    sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
+    sweep.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE", help="one or more YAML files")
+    sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
+    sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
+    sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
+    sweep.add_argument("--retry", action="store_true", help="try runs again whose numbers were not finite")
+    for command in (train, sweep):
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    tables = commands.add_parser("tables", help="Tables I and III as Markdown and CSV: published, measured, difference")
+    figures = commands.add_parser("figures", help="Figures 1 to 6 as PDF and PNG, from what runs recorded")
+    tables.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that hold runs")
+    figures.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that hold runs")
+    for command in (tables, figures):
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    return parser
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a learning rate above 0, such as 0.001")
+    return rate
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    # key=value may stand anywhere, also after an option that takes several values.
+    pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
+    options = parser.parse_args([word for word in arguments if word not in pairs])
+    if options.command in ("train", "sweep"):
+        options.overrides = [*options.overrides, *pairs]
+        return _train(options) if options.command == "train" else _sweep(options)
+    if pairs:
+        raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
+    from study.results import read_runs
+
+    runs = read_runs(options.runs)
+    if options.command == "tables":
+        from study.tables import write_tables
+
+        print(write_tables(runs, options.out))
+    else:
+        from study.figures import write_figures
+
+        print("\n".join(str(path) for path in write_figures(runs, options.out)))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from study.config import load_study
+
+    config = load_study(options.config, options.overrides)
+    from gan.processes import connected
+    from study.classifier import describe, summary, train
+
+    with connected() as accelerator:
+        if options.dry_run:
+            if accelerator.is_main_process:
+                print(describe(config, accelerator))
+            return 0
+        if signal := train(config, accelerator):
+            return 128 + signal
+        if accelerator.is_main_process:
+            print(summary(config))
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from gan.processes import connected
+    from study.results import read_runs
+    from study.sweep import Grid, sweep
+    from study.tables import accuracy_table
+
+    grid = Grid(options.config, options.norms, options.rates, options.seeds, options.overrides)
+    folders = [config.folder for config in grid.runs()]  # a mistake in any is told before the first is trained
+    with connected() as accelerator:
+        outcome = sweep(grid, accelerator, retry=options.retry)
+        if accelerator.is_main_process and (there := [folder for folder in folders if (folder / "config.yaml").exists()]):
+            print(accuracy_table(read_runs(there)))
+    if outcome.signal:
+        return 128 + outcome.signal
+    if outcome.broken:
+        return 2 if outcome.broken == outcome.mistaken else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,197 @@
+"""Training a classifier: its steps, its tests, its probes."""
+
+import math
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gan import checkpoints
+from gan.checkpoints import Checkpoint
+from gan.data import BatchStream, Images, Share
+from gan.errors import UserError
+from gan.job import Job, Metrics, to_device
+from gan.loop import conduct
+from gan.networks import trainable_parameters
+from gan.norms import iterate_spectral_norms
+from gan.processes import on_all_in_turn
+from gan.runs import prospects, resolve, saved_config
+from gan.settings import check_processes, keep_resolved, to_yaml
+from gan.tracking import METRICS, PROBES, Tracker, last_values
+from study.config import Study
+from study.data import test_images, training_images
+from study.networks import build_classifier, loss_of
+from study.probes import Prober
+
+TEST_BATCH = 250  # images classified at a time: too few to matter for the result, which is of each image alone
+
+
+def train(config: Study, accelerator: Accelerator) -> int:
+    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``conduct``."""
+    return conduct(config, accelerator, lambda: training_images(config.data), steps_of, ClassifierWork)
+
+
+def steps_of(config: Study, images: Images) -> int:
+    """Steps of the whole run."""
+    return step_after(config.training.epochs, config, images)
+
+
+def step_after(epochs: float, config: Study, images: Images) -> int:
+    """The first step after which ``epochs`` passes over the images are done."""
+    return math.ceil(epochs * len(images) / config.training.batch_size)
+
+
+class ClassifierWork:
+    """One classifier at work; see ``gan.loop.Work``."""
+
+    def __init__(self, config: Study, images: Images, accelerator: Accelerator) -> None:
+        share = Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
+        self.config, self.images = config, images
+        self.job = Job(config, accelerator, share)
+        self.tested = on_all_in_turn(accelerator, lambda: test_images(config.data, images))
+        self.test_pixels = self.job.in_memory(self.tested)
+        self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
+        self.network = to_device(build(config, images), self.job)
+        settings = config.optimizer
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), settings.lr, betas=(settings.beta1, settings.beta2), fused=True
+        )
+        self.total = steps_of(config, images)
+        self.images_per_step = config.training.batch_size
+        self.epochs: dict[int, float] = {
+            step_after(epoch, config, images): epoch for epoch in range(1, math.floor(config.training.epochs) + 1)
+        }
+        self.epochs[self.total] = config.training.epochs
+        try:
+            self.prober = Prober(self.network, config.probes, self.total)
+        except ValueError as error:
+            raise UserError(f"probes.layers={config.probes.layers}: {error}.") from None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.network.load_state_dict(checkpoint.weights["classifier"])
+        self.optimizer.load_state_dict(checkpoint.optimizers["classifier"])
+
+    def snapshot(self, step: int) -> Checkpoint:
+        weights, optimizers = {"classifier": self.network.state_dict()}, {"classifier": self.optimizer.state_dict()}
+        return Checkpoint(step, weights, optimizers, to_yaml(self.config), self.images.fingerprint)
+
+    def step(self, number: int) -> Metrics:
+        if self.prober.due(number + 1):
+            with self.prober.watching():
+                return self._update(number)
+        return self._update(number)
+
+    def _update(self, number: int) -> Metrics:
+        job = self.job
+        iterate_spectral_norms(self.network)
+        images, labels = self.stream.batch(number).to(job.dtype), self.stream.labels(number)
+        self.optimizer.zero_grad()
+        with job.autocast():
+            logits = self.network(images.to(memory_format=torch.channels_last))
+        logits = logits.to(job.dtype)
+        loss = loss_of(logits, labels)
+        loss.backward()
+        norm = job.average_gradients(self.network)
+        self.optimizer.step()
+        correct = (logits.detach().argmax(1) == labels).to(job.dtype).mean()
+        return {"loss": loss.detach(), "accuracy": correct, "grad_norm": norm}
+
+    def learning_rates(self) -> dict[str, float]:
+        return {"lr": self.config.optimizer.lr}
+
+    def headline(self, values: dict[str, float]) -> str:
+        return f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}"
+
+    def looks(self, step: int) -> bool:
+        return step in self.epochs or self.prober.due(step)
+
+    def look(self, step: int, tracker: Tracker | None) -> None:
+        if self.prober.due(step):
+            records = self.prober.records(self.job.accelerator)
+            if tracker is not None:
+                for record in records:
+                    tracker.probe(step, record)
+        if step in self.epochs:
+            loss, accuracy = self._test()
+            if tracker is not None:
+                tracker.log(step, {"epoch": self.epochs[step], "test_loss": loss, "test_accuracy": accuracy})
+
+    @torch.no_grad()
+    def _test(self) -> tuple[float, float]:
+        """Mean loss and share of correct answers on the test images, each process taking its part of them."""
+        job, count = self.job, len(self.tested)
+        labels = torch.from_numpy(self.tested.labels.numbers)
+        sums = torch.zeros(2, dtype=torch.float64, device=job.device)
+        self.network.eval()
+        for start in range(job.share.rank * TEST_BATCH, count, TEST_BATCH * job.accelerator.num_processes):
+            chosen = range(start, min(start + TEST_BATCH, count))
+            with job.autocast():
+                logits = self.network(self._test_batch(chosen))
+            logits, answers = logits.to(job.dtype), labels[chosen.start : chosen.stop].to(job.device)
+            sums += torch.stack([loss_of(logits, answers) * len(chosen), (logits.argmax(1) == answers).sum()]).double()
+        self.network.train()
+        loss, correct = (job.accelerator.reduce(sums, "sum") / count).tolist()
+        return loss, correct
+
+    def _test_batch(self, chosen: range) -> Tensor:
+        if self.test_pixels is not None:
+            pixels = self.test_pixels[chosen.start : chosen.stop]
+        else:
+            pixels = torch.stack([self.tested[index] for index in chosen]).to(self.job.device)
+        return (pixels.float() / 127.5 - 1).to(self.job.dtype, memory_format=torch.channels_last)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def build(config: Study, images: Images) -> nn.Module:
+    """The network that ``config`` describes, for ``images``. Raises UserError for images that are too small."""
+    model = config.model
+    try:
+        return build_classifier(
+            model.name,
+            model.norm,
+            variant=model.variant,
+            channels=images.channels,
+            size=images.size,
+            classes=len(images.labels.classes),
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise UserError(f"data.image_size={images.size}: {error}.") from None
+
+
+def describe(config: Study, accelerator: Accelerator) -> str:
+    """What ``train`` would do with ``config``. Reads the images' list and changes nothing."""
+    check_processes(config, accelerator.num_processes)
+    saved = saved_config(Study, config.folder)
+    if saved is not None:
+        config = keep_resolved(config, saved)
+    images = training_images(config.data)
+    config = resolve(config, images.channels, accelerator.device)
+    network, steps = build(config, images), steps_of(config, images)
+    lines = [
+        to_yaml(config).rstrip(),
+        "",
+        f"classifier:     {trainable_parameters(network):,} parameters ({config.model.name}, {config.model.norm})",
+        f"steps:          {steps:,}, {config.training.epochs:g} epochs of {len(images):,} images",
+        f"tested on:      {len(test_images(config.data, images)):,} images",
+        f"runs on:        {accelerator.num_processes} x {accelerator.device.type} in {config.training.precision}",
+    ]
+    return "\n".join(lines + prospects(config, saved))
+
+
+def summary(config: Study) -> str:
+    """Where everything of a finished run is, and what to type next."""
+    folder = config.folder
+    tested = last_values(folder / METRICS, "test_accuracy")
+    newest = checkpoints.steps(folder / "checkpoints")
+    return "\n".join(
+        [
+            f"accuracy:    {tested['test_accuracy']:.2%} of the test images after {tested['epoch']:g} epochs",
+            f"metrics:     {folder / METRICS}",
+            *([f"probes:      {folder / PROBES}"] if (folder / PROBES).exists() else []),
+            f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
+            f"next:        python -m study figures {folder} --out figures",
+        ]
+    )

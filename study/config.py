@@ -1,0 +1,96 @@
+"""The one list of a classifier's settings, with meaning and unit beside each, and what is required of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from gan import settings
+from gan.settings import Batches, Data, Norm, Settings, require_numbers, requirer
+from study.networks import ModelName, Variant
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledData(Data):
+    test_path: str | None = None  # folder: directory or .zip of images to test on, of the same classes
+    held_out: float = 0.2  # share of the images kept for testing where there are no others (digits; folder without test_path)
+    train_images: int | None = None  # only so many, drawn once and the same for every run; null: all
+    test_images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    name: ModelName = "cnn3"
+    norm: Norm = "mean_spectral"
+    variant: Variant = "full"  # densenet_bc: `published` keeps BatchNorm inside the dense layers, as the paper's counts do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    lr: float = 0.001  # learning rate
+    beta1: float = 0.9  # decay of the mean gradient
+    beta2: float = 0.999  # decay of the mean squared gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Batches):
+    epochs: float = 10.0  # passes over the training images; the test images are classified after each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    every: int = 100  # steps between two records in probes.jsonl; 0: off. Changes no weight.
+    layers: list[int] | None = None  # numbers of the weighted layers, from 1; null: the paper's eight of DenseNet-BC, else all
+    bins: int = 101  # of the gradient histograms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Settings):
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (*Settings.CHANGEABLE, "data.test_path", "training.epochs", "probes.every",
+        "probes.layers", "probes.bins")  # fmt: skip
+
+    data: LabelledData = field(default_factory=LabelledData)
+    model: Classifier = field(default_factory=Classifier)
+    optimizer: Adam = field(default_factory=Adam)
+    training: Training = field(default_factory=Training)
+    probes: Probes = field(default_factory=Probes)
+
+    def check(self) -> None:
+        super().check()
+        require = requirer(self)
+        require_numbers(
+            self,
+            at_least_one=("data.image_size", "probes.bins"),
+            not_negative=("probes.every",),
+            positive=("optimizer.lr", "training.epochs"),
+            below_one=("optimizer.beta1", "optimizer.beta2"),
+        )
+        require(0 < self.data.held_out < 1, "data.held_out", "must be above 0 and below 1.")
+        require(self.data.split == "train", "data.split", "a classifier trains on the train split and is tested on the other.")
+        for key, count in (("data.train_images", self.data.train_images), ("data.test_images", self.data.test_images)):
+            require(count is None or count >= 1, key, "must be at least 1, or null for all.")
+        require(
+            self.data.test_path is None or self.data.name == "folder",
+            "data.test_path",
+            f"only for data.name=folder; {self.data.name} brings its own test images.",
+        )
+        require(
+            self.model.norm not in ("batch", "mean_spectral") or self.training.batch_size >= 2,
+            "training.batch_size",
+            f"model.norm={self.model.norm} takes a mean over the images of a batch, so it needs at least 2 of them.",
+        )
+        require(
+            self.model.variant == "full" or self.model.name == "densenet_bc",
+            "model.variant",
+            f"only densenet_bc has a published variant, not {self.model.name}; set model.variant=full.",
+        )
+        require(
+            self.probes.layers is None or all(number >= 1 for number in self.probes.layers),
+            "probes.layers",
+            "layers are numbered from 1.",
+        )
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """A classifier's settings: see ``gan.settings.load``."""
+    return settings.load(Study, path, overrides)

@@ -1,0 +1,116 @@
+"""What the paper's figures show of a layer, as numbers: taken while it trains, without changing it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from gan.loop import due
+from gan.norms import BatchNorm
+from study.config import Probes
+from study.networks import Weighted, weighted_layers
+
+PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # of the 100 of DenseNet-BC
+THRESHOLDS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
+
+
+def chosen_layers(network: nn.Module, numbers: list[int] | None) -> list[Weighted]:
+    """The layers of ``network`` with these ``numbers``; None: the paper's where there are as many, else all.
+
+    Raises ValueError for a number that no layer has.
+    """
+    layers = weighted_layers(network)
+    if numbers is None:
+        numbers = list(PAPERS_LAYERS) if len(layers) == 100 else [layer.number for layer in layers]
+    if wrong := [number for number in numbers if not 1 <= number <= len(layers)]:
+        raise ValueError(f"no layer {', '.join(map(str, wrong))}; there are {len(layers)}, numbered from 1")
+    return [layers[number - 1] for number in numbers]
+
+
+class Prober:
+    """Takes the numbers of some layers of a network in training."""
+
+    def __init__(self, network: nn.Module, settings: Probes, total: int) -> None:
+        self.settings, self.total = settings, total
+        self.layers = chosen_layers(network, settings.layers) if settings.every else []
+        self._outputs = {layer: _output_of(network, layer) for layer in self.layers}
+        self._means: dict[int, Tensor] = {}
+
+    def due(self, step: int) -> bool:
+        """Whether step number ``step``, from 1, is recorded: the first, the last and every so many."""
+        return bool(self.settings.every) and step >= 1 and (step == 1 or due(step, self.settings.every, self.total))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """During a forward pass: keeps the mean of each layer's output, its norm included where that follows the layer."""
+
+        def keep(number: int, output: Tensor) -> None:
+            self._means[number] = output.detach().mean(dtype=torch.float32)
+
+        hooks = [
+            module.register_forward_hook(lambda _module, _inputs, output, number=layer.number: keep(number, output))
+            for layer, module in self._outputs.items()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def records(self, accelerator: Accelerator) -> list[dict[str, Any]]:
+        """One for each layer: of the gradient of the last step, the weights after it, and the outputs seen while ``watching``
+        (their mean over processes). Called by all processes."""
+        means = torch.stack([self._means[layer.number] for layer in self.layers])
+        means = accelerator.reduce(means, "mean")
+        return [
+            {**_measure(layer, self.settings.bins), "output_mean": mean}
+            for layer, mean in zip(self.layers, means.tolist(), strict=True)
+        ]
+
+
+def _output_of(network: nn.Module, layer: Weighted) -> nn.Module:
+    """What gives the layer's output: itself or, where a norm follows it as in ``normalize``, the pair of both."""
+    name = layer.name.rpartition(".")[0]
+    parent = network.get_submodule(name)
+    pair = isinstance(parent, nn.Sequential) and len(parent) == 2 and isinstance(parent[1], BatchNorm)
+    return parent if pair else layer.module
+
+
+@torch.no_grad()
+def _measure(layer: Weighted, bins: int) -> dict[str, Any]:
+    parameter, weight = layer.parameter, layer.weight().float()
+    gradient = parameter.grad
+    assert gradient is not None
+    gradient = gradient.float()
+    size = gradient.abs()
+    largest = float(size.max())
+    edge = largest or 1.0
+    singular = torch.linalg.svdvals(weight.flatten(1))
+    return {
+        "layer": layer.number,
+        "name": layer.name,
+        "shape": list(parameter.shape),
+        "gradient_zero": float((size == 0).float().mean()),  # Fig. 1
+        "gradient_below": {f"{t:g}": round(float((size < t).float().mean()), 6) for t in THRESHOLDS},
+        "gradient_mean": float(gradient.mean()),
+        "gradient_std": float(gradient.std()),
+        "gradient_max": largest,
+        # Fig. 5: counts of equal bins from -gradient_max to gradient_max
+        "gradient_histogram": torch.histc(gradient.cpu(), bins, -edge, edge).int().tolist(),
+        "weight_mean": float(weight.mean()),  # Fig. 3 and 4: of what the layer computes with
+        "weight_std": float(weight.std()),
+        "parameter_mean": float(parameter.mean()),  # of W before its division by sigma
+        "parameter_std": float(parameter.std()),
+        "singular_kernel_mean": float(_kernel_singular_values(weight).mean()),  # Fig. 6
+        "singular_mean": float(singular.mean()),  # of W as a matrix (outputs, rest)
+        "singular_max": float(singular[0]),
+    }
+
+
+def _kernel_singular_values(weight: Tensor) -> Tensor:
+    """The largest singular value of each kernel, (outputs x inputs,); a dense layer is one kernel."""
+    kernels = weight.flatten(0, 1) if weight.dim() == 4 else weight[None]
+    return torch.linalg.matrix_norm(kernels, ord=2)
