@@ -13,6 +13,8 @@ from benchmarks.steps import discriminator_like
 from gan.losses import discriminator_loss
 from gan.norms import SpectralNorm, iterate_spectral_norms
 from gan.runs import computes_in_bf16
+from study.networks import BUILDERS
+from study.tables import MODEL_NAMES
 
 NAMES = {"batch": "BN", "spectral": "SN", "mean_spectral": "MSN", "naive": "MSN, word for word"}
 
@@ -163,4 +165,20 @@ def lines(suite: Suite) -> list[Line]:
             if b == NAMES["naive"]:
                 check = f"gradients equal to {difference:.0e}"
             found.append(Line.of(f"D's training step, {name}", a, timings[a], b, timings[b], check=check, goal=goal))
+    return found + classifiers(suite)
+
+
+def classifiers(suite: Suite) -> list[Line]:
+    """The same claim for the paper's classifiers."""
+    found = []
+    for model in BUILDERS:
+        contestants = {
+            NAMES[norm]: Contestant("study.speed:training_step", {"model": model, "norm": norm})
+            for norm in ("batch", "spectral", "mean_spectral")
+        }
+        many = model != "densenet_bc"
+        timings = compete(contestants, rounds=suite.rounds(3, 15), units=10 if many else 1)
+        for a, paper in (("SN", "1.27"), ("MSN", "1.16")):
+            what = f"training step of {MODEL_NAMES[model]}, float32"
+            found.append(Line.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
     return found

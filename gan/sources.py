@@ -44,11 +44,11 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images that are already in memory, uint8, (N, H, W) or (N, H, W, C), and the numbers of their classes."""
+    """Images that are already in memory, uint8, (N, H, W) or (N, H, W, C), each with its class of 0 to ``classes`` - 1."""
 
-    def __init__(self, images: Bytes, classes: NDArray[Any]) -> None:
-        assert len(images) == len(classes)
-        self.images, self.classes = images, np.asarray(classes, dtype=np.int64)
+    def __init__(self, images: Bytes, numbers: NDArray[Any], classes: int = 10) -> None:
+        assert len(images) == len(numbers)
+        self.images, self.numbers, self.classes = images, np.asarray(numbers, dtype=np.int64), classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,7 +62,7 @@ class ArraySource:
     content = fingerprint
 
     def labels(self) -> Labels:
-        return Labels(self.classes, tuple(map(str, range(int(self.classes.max()) + 1))))
+        return Labels(self.numbers, tuple(map(str, range(self.classes))))
 
 
 class FolderSource:
@@ -272,7 +272,7 @@ def _torchvision(data: Data) -> ArraySource:
     images = np.asarray(dataset.data)
     if data.name == "svhn":
         return ArraySource(images.transpose(0, 2, 3, 1), dataset.labels)
-    return ArraySource(images, np.asarray(dataset.targets))
+    return ArraySource(images, np.asarray(dataset.targets), 100 if data.name == "cifar100" else 10)
 
 
 def open_source(data: Data) -> Source:

@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   python -m study sweep --config configs/study/mnist_cnn3.yaml --rates 0.1 0.001 0.0001 --seeds 0 1 2
   python -m study tables runs/study --out tables
   python -m study figures runs/study --out figures
+  python -m study speed --out tables
 
 The same command again goes on where it was stopped. All settings, with their meaning: study/config.py and gan/settings.py.
 """
@@ -40,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="Figures 1 to 6 as PDF and PNG, from what runs recorded")
     tables.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that hold runs")
     figures.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that hold runs")
-    for command in (tables, figures):
+    speed = commands.add_parser("speed", help="the claim that SN and MSN train faster than BN, measured here: some minutes")
+    speed.add_argument("--rounds", type=cli.whole_number(1), default=10, metavar="N", help="steps under each norm (default: 10)")
+    figures.add_argument("--rate", type=_rate, metavar="LR", help="of the runs to show (default: 0.001 where there are any)")
+    for command in (tables, figures, speed):
         command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
     return parser
 
@@ -65,6 +69,11 @@ def main(arguments: Sequence[str]) -> int:
         return _train(options) if options.command == "train" else _sweep(options)
     if pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
+    if options.command == "speed":
+        from study.speed import write_speed
+
+        print(write_speed(options.out, options.rounds))
+        return 0
     from study.results import read_runs
 
     runs = read_runs(options.runs)
@@ -75,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         from study.figures import write_figures
 
-        print("\n".join(str(path) for path in write_figures(runs, options.out)))
+        print("\n".join(str(path) for path in write_figures(runs, options.out, options.rate)))
     return 0
 
 

@@ -185,10 +185,11 @@ def _accuracy_csv(found: Sequence[Cell]) -> str:
                     int(published[1]) if published else "",
                 ]
             )  # fmt: skip
-    return _csv(names, rows)
+    return csv_text(names, rows)
 
 
-def _csv(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of comma-separated values under its column ``names``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -252,7 +253,7 @@ def write_tables(results: Sequence[Result], out: Path) -> str:
     """
     out.mkdir(parents=True, exist_ok=True)
     names = ["model", "norm", "published", "ours", "difference", "why"]
-    files = {"table3.md": count_table() + "\n", "table3.csv": _csv(names, count_rows())}
+    files = {"table3.md": count_table() + "\n", "table3.csv": csv_text(names, count_rows())}
     if results:
         files |= {"table1.md": accuracy_table(results) + "\n", "table1.csv": _accuracy_csv(cells(results))}
     for name, text in files.items():

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,8 @@ def test_mnist_files_are_read(tmp_path: Path) -> None:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([2], ">i4").tobytes() + bytes([3, 4]))
     images = load_images(Data(name="mnist", path=str(tmp_path)))
     assert np.array_equal(images.source.images, pixels)
+    assert images.labels.numbers.tolist() == [3, 4]
+    assert images.labels.classes == tuple("0123456789")
     assert decoded(images).shape == (2, 1, 32, 32)
 
 
@@ -182,8 +185,9 @@ def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     savemat(file, {"X": pixels, "y": np.array([[1], [2], [10], [3]], np.uint8)})
     checksum = datasets.utils.calculate_md5(file)
     monkeypatch.setattr(datasets.SVHN, "split_list", {"test": ["nowhere", file.name, checksum]})
-    found = decoded(load_images(Data(name="svhn", split="test", path=str(tmp_path))))
-    assert torch.equal(found, torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
+    images = load_images(Data(name="svhn", split="test", path=str(tmp_path)))
+    assert torch.equal(decoded(images), torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
+    assert images.labels.numbers.tolist() == [1, 2, 0, 3]  # its file calls the digit 0 ten
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -201,8 +205,10 @@ def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(kind, "test_list", [["part", datasets.utils.calculate_md5(base / "part")]])
     monkeypatch.setattr(kind, "train_list", [])
     monkeypatch.setitem(kind.meta, "md5", datasets.utils.calculate_md5(base / kind.meta["filename"]))
-    found = decoded(load_images(Data(name=name, split="test", path=str(tmp_path))))
-    assert torch.equal(found, torch.from_numpy(pixels))
+    images = load_images(Data(name=name, split="test", path=str(tmp_path)))
+    assert torch.equal(decoded(images), torch.from_numpy(pixels))
+    assert images.labels.numbers.tolist() == [0, 1, 2]
+    assert len(images.labels.classes) == int(name.removeprefix("cifar"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"])
@@ -297,3 +303,45 @@ def test_real_cifar10_and_mnist_are_read(data_folder: Path) -> None:
         assert (len(images), images.channels) == (10_000, channels)
         sample = torch.stack([images[i] for i in range(0, 10_000, 100)])
         assert abs(float(sample.float().mean()) - level) < 10
+
+
+def test_classes_are_the_folders_that_hold_the_files(tmp_path: Path) -> None:
+    for name in ("all/dog/b.png", "all/cat/a.png", "all/cat/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32)).save(tmp_path / name)
+    archive = shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path / "all")
+    for path in (tmp_path / "all", archive):
+        labels = load_images(Data(name="folder", path=str(path))).labels
+        assert labels.classes == ("cat", "dog")
+        assert labels.numbers.tolist() == [0, 0, 1]
+    with pytest.raises(UserError, match="no classes"):
+        _ = load_images(Data(name="folder", path=str(tmp_path / "all" / "cat"))).labels
+
+
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_a_part_of_a_source_has_its_images_and_labels_and_another_name(count: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    whole = sources.ArraySource(draw.integers(0, 256, (count, 32, 32), dtype=np.uint8), draw.integers(0, 10, count))
+    indices = draw.permutation(count)[: 1 + seed % count]
+    part = sources.Part(whole, indices)
+    assert len(part) == len(indices)
+    assert all(np.array_equal(np.asarray(part.read(i)), whole.images[index]) for i, index in enumerate(indices))
+    assert part.labels().numbers.tolist() == whole.numbers[indices].tolist()
+    names = {whole.fingerprint(), part.fingerprint(), sources.Part(whole, indices[::-1].copy()).fingerprint()}
+    assert len(names) == (3 if len(indices) > 1 else 2)
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 50))
+def test_labels_stay_with_their_images(count: int, size: int, update: int) -> None:
+    # An image's only pixel value is its class.
+    values = np.arange(count) % 10
+    source = sources.ArraySource(np.broadcast_to(values[:, None, None], (count, 32, 32)).astype(np.uint8), values)
+    images = Images(source, size=32, channels=1)
+    config, share = Config(training=Training(batch_size=size)), Share(batch_size=size, parts=1, rank=0, processes=1)
+    stream = BatchStream(images, images.to_memory(follow_not), config=config, share=share, device=torch.device("cpu"))
+    seen = ((stream.batch(update) + 1) * 127.5).round()[:, 0, 0, 0].long()
+    assert torch.equal(seen, stream.labels(update))
+
+
+def follow_not(items, _total: int, _what: str):
+    return items

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gan.norms import BatchNorm, MeanSpectralNorm, SpectralNorm, iterate_spectral_norms, normalize
+from gan.norms import (
+    BatchNorm,
+    Centring,
+    MeanSpectralNorm,
+    SpectralNorm,
+    iterate_spectral_norms,
+    normalize,
+    normalize_input,
+)
 
 
 @st.composite
@@ -153,6 +161,71 @@ def test_gradient_at_the_preactivation_is_equation_10() -> None:
     upstream = torch.randn(4, 1, 3, 3).double()
     (gradient,) = torch.autograd.grad((MeanSpectralNorm(layer)(g) * upstream).sum(), g)
     assert close(gradient, upstream - upstream.mean())
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(3, 4, 3, 2, 1), lambda: nn.ConvTranspose2d(3, 4, 4, 2, 1)])
+def test_gradients_of_mean_spectral_norm_are_finite_differences_of_equations_6_and_7(make) -> None:
+    # sigma is the singular value itself here, from an SVD at each point: Eq. 8-9 say what its change does to the gradient.
+    torch.manual_seed(0)
+    layer = make().double()
+    norm, x = MeanSpectralNorm(layer), torch.randn(4, 3, 6, 6).double().requires_grad_()
+    norm.iterate(500)
+    transposed = isinstance(layer, nn.ConvTranspose2d)
+    apply = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
+
+    def loss(x: Tensor, weight: Tensor, m: Tensor) -> Tensor:
+        matrix = weight.transpose(0, 1).flatten(1) if transposed else weight.flatten(1)
+        h = apply(x, weight / torch.linalg.matrix_norm(matrix, 2), None, layer.stride, layer.padding)
+        return (h - h.mean((0, 2, 3), keepdim=True) + m.view(1, -1, 1, 1)).sigmoid().square().sum()
+
+    inputs = (x, layer.weight, norm.m)
+    gradients = torch.autograd.grad(norm(x).sigmoid().square().sum(), inputs)
+    step = 1e-6
+    for index, gradient in enumerate(gradients):
+        for place in torch.randperm(gradient.numel())[:12].tolist():
+            ends = []
+            for sign in (1, -1):
+                moved = [t.detach().clone() for t in inputs]
+                moved[index].view(-1)[place] += sign * step
+                ends.append(float(loss(*moved)))
+            assert abs((ends[0] - ends[1]) / (2 * step) - float(gradient.flatten()[place])) < 1e-7 * float(
+                gradient.abs().max() + 1
+            )
+
+
+@given(st.integers(2, 5), st.integers(1, 4), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
+def test_centring_is_equation_7(batch: int, channels: int, size: int, last: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    module = Centring(channels).double()
+    with torch.no_grad():
+        module.m.normal_()
+    h = torch.randn(batch, channels, size, size).double() + 3
+    h = h.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format).requires_grad_()
+    mean = h.mean((0, 2, 3))
+    expected = h - mean.view(1, -1, 1, 1) + module.m.view(1, -1, 1, 1)
+    output = module(h)
+    assert close(output, expected)
+    assert close(module.running_mean, 0.1 * mean)
+    upstream = torch.randn_like(h)
+    ours = torch.autograd.grad(output, (h, module.m), upstream)
+    assert all(close(a, b) for a, b in zip(ours, torch.autograd.grad(expected, (h, module.m), upstream), strict=True))
+    module.eval()
+    assert close(module(h), h + (module.m - module.running_mean).view(1, -1, 1, 1))
+
+
+def test_centring_can_be_differentiated_twice() -> None:
+    torch.manual_seed(0)
+    module, h = Centring(2).double(), torch.randn(3, 2, 2, 2).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda t: module(t).sigmoid(), h)
+
+
+def test_an_input_is_normalised_by_what_its_norm_says() -> None:
+    kinds = [type(normalize_input(3, norm)) for norm in ("none", "spectral", "batch", "mean_spectral")]
+    assert kinds == [nn.Identity, nn.Identity, BatchNorm, Centring]
+    with pytest.raises(ValueError, match="expected none"):
+        normalize_input(3, "layer")
+    with pytest.raises(ValueError, match="more than one value"):
+        Centring(3)(torch.zeros(1, 3, 1, 1))
 
 
 def test_all_zero_weight_stays_zero_and_finite() -> None:

@@ -12,6 +12,7 @@ import torch
 
 import gan.checkpoints
 import gan.files
+import study.__main__
 import train as program
 from benchmarks.steps import prepare
 from gan import cli
@@ -21,7 +22,9 @@ from tests.small import scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.workers", "gan.training", "eval.scoring", "sklearn.datasets"])
+_context.set_forkserver_preload(
+    ["tests.workers", "gan.training", "eval.scoring", "study.sweep", "study.tables", "sklearn.datasets"]
+)
 
 
 def run_together(processes: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -140,3 +143,13 @@ def in_process(function: Callable[..., None], *arguments: Any, kill_after: float
         worker.join()
     assert worker.exitcode is not None
     return worker.exitcode
+
+
+def study_to_the_end(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    os._exit(cli.run(lambda: study.__main__.main(words)))
+
+
+def study_here(words: list[str]) -> None:
+    """``python -m study`` in a process that has been set up by ``run_together``."""
+    assert cli.run(lambda: study.__main__.main(words)) == 0

@@ -1,0 +1,249 @@
+"""Figures 1 to 6 of the paper, drawn from what runs recorded and nothing else."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from gan.errors import UserError
+from gan.files import write_atomically
+from study.probes import THRESHOLDS
+from study.results import Record, Result
+from study.tables import MODEL_NAMES, NORM_NAMES, data_name
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLE: Any = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+    "legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.2, "pdf.fonttype": 42,
+}  # fmt: skip
+NORM_COLOURS = {"none": "#777777", "batch": "#1f77b4", "spectral": "#d62728", "mean_spectral": "#2ca02c"}
+HISTOGRAM_LAYERS = (44, 75)  # the paper's, of DenseNet-BC
+Panel = dict[str, Result]  # a run for each norm
+WIDTH = 3.1  # inches of a panel
+
+
+def write_figures(results: Sequence[Result], out: Path, rate: float | None = None) -> list[Path]:
+    """Writes what ``results`` allow of figures 1 to 6 into ``out``, each as PDF and PNG. Returns the files.
+
+    Figure 2 shows all models, the others one model each, which their names say. Runs of learning rate ``rate`` are shown;
+    None is the paper's 0.001 where there is one, else the largest there is.
+
+    Raises UserError where there is nothing to draw.
+    """
+    chosen = _of_one_rate(results, rate)
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+
+    def save(name: str, figure: Figure) -> None:
+        for ending in ("pdf", "png"):
+            content = BytesIO()
+            # No date inside: the same numbers give the same file.
+            figure.savefig(content, format=ending, dpi=160, metadata={"CreationDate": None} if ending == "pdf" else None)
+            write_atomically(out / f"{name}.{ending}", content.getvalue())
+            files.append(out / f"{name}.{ending}")
+        plt.close(figure)
+
+    with matplotlib.rc_context(STYLE):
+        if any(result.tests for result in chosen):
+            save("figure2", _accuracy(chosen))
+        for key, panel in _panels(chosen).items():
+            for number, draw in enumerate((_sparsity, None, _bands, _drift, _histograms, _singular_values), 1):
+                if draw is not None:
+                    save(f"figure{number}_{key}", draw(panel))
+    if not files:
+        raise UserError("the runs have recorded neither tests nor probes yet. Train them on, with probes.every above 0.")
+    return files
+
+
+def _of_one_rate(results: Sequence[Result], rate: float | None) -> list[Result]:
+    rates = {result.config.optimizer.lr for result in results}
+    if rate is None:
+        rate = 0.001 if 0.001 in rates else max(rates)
+    if rate not in rates:
+        raise UserError(f"--rate {rate:g}: no run has it. There are {', '.join(f'{r:g}' for r in sorted(rates))}.")
+    return [result for result in results if result.config.optimizer.lr == rate]
+
+
+def _panels(results: Sequence[Result]) -> dict[str, Panel]:
+    """The run of the first seed of each norm, by model and data set, of those that have probes.
+
+    BatchNorm's run stands beside both variants of DenseNet-BC: under it they are the same network.
+    """
+    found: dict[str, Panel] = {}
+    for result in sorted(results, key=lambda r: r.config.seed):
+        if result.probes:
+            model = result.config.model
+            variants = ["full", "published"] if model.name == "densenet_bc" and model.norm == "batch" else [model.variant]
+            for variant in variants:
+                name = model.name if variant == "full" else f"{model.name}_{variant}"
+                found.setdefault(f"{name}_{_plain(data_name(result))}", {}).setdefault(model.norm, result)
+    return {key: _in_order(panel) for key, panel in found.items() if set(panel) != {"batch"} or "published" not in key}
+
+
+def _plain(name: str) -> str:
+    """Of a data set, for a file's name."""
+    stem = name.removesuffix(".zip")
+    return "".join(c if c.isalnum() else "_" for c in stem)
+
+
+def _in_order(panel: Panel) -> Panel:
+    return {norm: panel[norm] for norm in NORM_NAMES if norm in panel}
+
+
+def _grid(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH * columns + 0.9, 2.4 * rows + 0.3), squeeze=False, **options)
+    return figure, axes
+
+
+def _by_norm(panel: Panel, draw: Callable[[Axes, Result], None], label: str) -> Figure:
+    """One row of panels, a norm each, with layers as lines."""
+    figure, axes = _grid(1, len(panel), sharey=True)
+    for axis, (norm, result) in zip(axes[0], panel.items(), strict=True):
+        draw(axis, result)
+        axis.set_title(NORM_NAMES[norm])
+        axis.set_xlabel("training step")
+    axes[0][0].set_ylabel(label)
+    _legend_of_layers(figure, axes[0][-1])
+    return figure
+
+
+def _legend_of_layers(figure: Figure, axis: Axes) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", title="layer", fontsize=8)
+
+
+def _lines(axis: Axes, result: Result, value: Callable[[Record], float]) -> None:
+    for index, layer in enumerate(result.layers):
+        records = result.probed(layer)
+        colour = matplotlib.colormaps["viridis"](0.95 * index / max(len(result.layers) - 1, 1))
+        axis.plot([r["step"] for r in records], [value(r) for r in records], color=colour, label=str(layer))
+
+
+def _sparsity(panel: Panel) -> Figure:
+    """Figure 1: the share of a weight gradient's entries that are exactly zero; below, of those that are nearly so."""
+    threshold = THRESHOLDS[2]
+    figure, axes = _grid(2, len(panel), sharex="col", sharey="row")
+    for column, (norm, result) in enumerate(panel.items()):
+        _lines(axes[0][column], result, lambda r: 100 * r["gradient_zero"])
+        _lines(axes[1][column], result, lambda r: 100 * r["gradient_below"][f"{threshold:g}"])
+        axes[0][column].set_title(NORM_NAMES[norm])
+        axes[1][column].set_xlabel("training step")
+    axes[0][0].set_ylim(0, max(1.0, axes[0][0].get_ylim()[1]))  # not a hair's breadth around zero
+    axes[0][0].set_ylabel("gradient entries = 0 (%)")
+    axes[1][0].set_ylabel(f"|entries| < {threshold:g} (%)")
+    _legend_of_layers(figure, axes[0][-1])
+    return figure
+
+
+def _accuracy(results: Sequence[Result]) -> Figure:
+    """Figure 2: test accuracy by epoch, a panel for each model, a line for each norm; the band is over seeds (ddof 1)."""
+    groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    for result in results:
+        if result.tests:
+            key = (result.model, data_name(result))
+            groups.setdefault(key, {}).setdefault(result.config.model.norm, []).append(result)
+    order = sorted(groups, key=lambda key: (list(MODEL_NAMES).index(key[0]), key[1]))
+    figure, axes = _grid(1, len(order))
+    for axis, key in zip(axes[0], order, strict=True):
+        for norm in (norm for norm in NORM_NAMES if norm in groups[key]):
+            epochs, means, spreads = _over_seeds(groups[key][norm])
+            axis.plot(epochs, means, color=NORM_COLOURS[norm], label=NORM_NAMES[norm], marker="o", markersize=3)
+            axis.fill_between(epochs, means - spreads, means + spreads, color=NORM_COLOURS[norm], alpha=0.15, linewidth=0)
+        axis.set_title(f"{MODEL_NAMES[key[0]]}\n{key[1]}", fontsize=8)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend()
+    axes[0][0].set_ylabel("test accuracy (%)")
+    return figure
+
+
+def _over_seeds(results: Sequence[Result]) -> tuple[Any, Any, Any]:
+    """Epochs, mean accuracy in percent and its deviation over the runs that were tested after that epoch."""
+    found: dict[float, list[float]] = {}
+    for result in results:
+        for record in result.tests:
+            found.setdefault(record["epoch"], []).append(100 * record["test_accuracy"])
+    epochs = sorted(found)
+    spreads = [statistics.stdev(found[epoch]) if len(found[epoch]) > 1 else 0.0 for epoch in epochs]
+    return np.array(epochs), np.array([statistics.fmean(found[epoch]) for epoch in epochs]), np.array(spreads)
+
+
+def _bands(panel: Panel) -> Figure:
+    """Figure 3: mean and standard deviation of the weights that a layer computes with, as a band, a column for each norm."""
+    layers = sorted({layer for result in panel.values() for layer in result.layers})
+    figure, axes = _grid(len(layers), len(panel), sharex="col", sharey="row")
+    figure.set_size_inches(WIDTH * len(panel) + 0.5, 1.3 * len(layers) + 0.6)
+    for column, (norm, result) in enumerate(panel.items()):
+        for row, layer in enumerate(layers):
+            axis, records = axes[row][column], result.probed(layer)
+            steps = [r["step"] for r in records]
+            mean, deviation = (np.array([r[key] for r in records]) for key in ("weight_mean", "weight_std"))
+            axis.fill_between(steps, mean - deviation, mean + deviation, color=NORM_COLOURS[norm], alpha=0.25, linewidth=0)
+            axis.plot(steps, mean, color=NORM_COLOURS[norm])
+            axes[row][0].set_ylabel(f"layer {layer}")
+        axes[0][column].set_title(NORM_NAMES[norm])
+        axes[-1][column].set_xlabel("training step")
+    figure.suptitle("weights: mean ± standard deviation", fontsize=9)
+    return figure
+
+
+def _drift(panel: Panel) -> Figure:
+    """Figure 4: above the mean of each layer's weights, as the paper's axis says, below that of its outputs, as its text."""
+    figure, axes = _grid(2, len(panel), sharex="col", sharey="row")
+    for column, (norm, result) in enumerate(panel.items()):
+        _lines(axes[0][column], result, lambda r: r["weight_mean"])
+        _lines(axes[1][column], result, lambda r: r["output_mean"])
+        axes[0][column].set_title(NORM_NAMES[norm])
+        axes[1][column].set_xlabel("training step")
+    axes[0][0].set_ylabel("mean of weights")
+    axes[1][0].set_ylabel("mean of outputs")
+    _legend_of_layers(figure, axes[0][-1])
+    return figure
+
+
+def _histograms(panel: Panel) -> Figure:
+    """Figure 5: the gradients of two layers at the last step that was recorded, as densities."""
+    probed = sorted({layer for result in panel.values() for layer in result.layers})
+    layers = [layer for layer in HISTOGRAM_LAYERS if layer in probed] or [probed[0], probed[-1]]
+    figure, axes = _grid(len(layers), len(panel))
+    for row, layer in enumerate(layers):
+        widest = max((_spread(result, layer) for result in panel.values()), default=1.0)
+        for column, (norm, result) in enumerate(panel.items()):
+            axis, records = axes[row][column], result.probed(layer)
+            if records:
+                _histogram(axis, records[-1], NORM_COLOURS[norm])
+            axis.set_xlim(-widest, widest)
+            axis.set_title(
+                f"{NORM_NAMES[norm]}, layer {layer}" + (f", step {records[-1]['step']}" if records else ""), fontsize=8
+            )
+    for axis in axes[-1]:
+        axis.set_xlabel("gradient")
+    for row in range(len(layers)):
+        axes[row][0].set_ylabel("density")
+    return figure
+
+
+def _spread(result: Result, layer: int) -> float:
+    """Half the width of the axis that shows the layer's gradients: four deviations."""
+    records = result.probed(layer)
+    return 4 * records[-1]["gradient_std"] if records else 0.0
+
+
+def _histogram(axis: Axes, record: Record, colour: str) -> None:
+    counts = np.array(record["gradient_histogram"], dtype=float)
+    edge = record["gradient_max"] or 1.0
+    edges = np.linspace(-edge, edge, len(counts) + 1)
+    axis.stairs(counts / counts.sum() / np.diff(edges), edges, fill=True, color=colour, alpha=0.7)
+    axis.text(0.98, 0.92, f"std {record['gradient_std']:.1e}", transform=axis.transAxes, ha="right", fontsize=8)
+
+
+def _singular_values(panel: Panel) -> Figure:
+    """Figure 6: the mean over a layer's kernels of the largest singular value."""
+    return _by_norm(panel, lambda axis, r: _lines(axis, r, lambda record: record["singular_kernel_mean"]), "mean singular value")
