@@ -93,13 +93,18 @@ def read_run(folder: Path) -> Result:
     return Result(folder, load(Study, folder / "config.yaml"))
 
 
+def _is_study(folder: Path) -> bool:
+    """Whether the run is of a classifier: GANs may lie beside it."""
+    return "\nprobes:" in (folder / "config.yaml").read_text(errors="replace")
+
+
 def read_runs(folders: Iterable[Path]) -> list[Result]:
-    """The runs in ``folders``, each a run or a folder that holds runs. Raises UserError where one holds none."""
+    """The classifiers' runs in ``folders``, each a run or a folder that holds some. Raises UserError where one holds none."""
     found: list[Result] = []
     for folder in folders:
-        inner = [folder] if is_run(folder) else sorted(path for path in folder.glob("*") if is_run(path))
+        inner = [folder] if is_run(folder) else sorted(path for path in folder.glob("*") if is_run(path) and _is_study(path))
         if not inner:
-            raise UserError(f"{folder}: no run. Expected a run's folder, or one that holds runs.")
+            raise UserError(f"{folder}: no run of a classifier. Expected a run's folder, or one that holds runs.")
         found += [read_run(path) for path in inner]
     return found
 

@@ -22,7 +22,7 @@ def training_step(model: ModelName, norm: str, precision: str = "fp32", batch: i
     """One update on ``batch`` made-up images of the paper's size: power iteration, forward, backward, Adam. Gives the loss."""
     channels, size = _SHAPES[model]
     network = build_classifier(model, norm, channels=channels, size=size, classes=10, seed=0)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
     draw = torch.Generator().manual_seed(0)
     images: Tensor = torch.randn(batch, channels, size, size, generator=draw).to(memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 @pytest.fixture
 def checkout(tmp_path: Path, finished_run: Path) -> Path:
     """A folder that looks like a checkout in which `make train` has run."""
-    for name in ("train.py", "configs", "gan", "eval"):
+    for name in ("train.py", "configs", "gan", "eval", "study"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished_run, tmp_path / "runs" / "digits_msngan")
@@ -71,7 +71,11 @@ def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
         assert scored.communicate(timeout=300)[0] and scored.returncode == 0
     if words[0] == "python":
         words = [sys.executable, *words[1:]]
-        workers = [run(small(words) if words[1] == "train.py" else words, checkout, environment)]
+        if words[1] == "train.py":
+            words = small(words)
+        elif words[2:4] in (["study", "train"], ["study", "sweep"]):
+            words += ["training.epochs=0.2", "data.train_images=200", "data.test_images=50"]
+        workers = [run(words, checkout, environment)]
     else:
         assert words[:2] == ["accelerate", "launch"], f"not run by any test: {command}"
         words = small([*LAUNCH, *words[2:]])
@@ -126,5 +130,5 @@ def test_the_table_names_the_configurations_that_there_are() -> None:
 
 def test_every_module_is_in_the_map_of_contributing() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    modules = {str(path.relative_to(ROOT)) for folder in ("gan", "eval") for path in (ROOT / folder).glob("[!_]*.py")}
+    modules = {str(path.relative_to(ROOT)) for folder in ("gan", "eval", "study") for path in (ROOT / folder).glob("[!_]*.py")}
     assert all(f"`{module}`" in text for module in modules)

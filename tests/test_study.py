@@ -328,6 +328,14 @@ def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path,
     assert best(found[:1]) == found[0]
 
 
+def test_in_a_folder_of_runs_those_of_gans_are_passed_over(finished: Path, finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "gan").symlink_to(finished_run)
+    with pytest.raises(UserError, match="no run of a classifier"):
+        read_runs([tmp_path])
+    (tmp_path / "classifier").symlink_to(finished)
+    assert [run.folder.name for run in read_runs([tmp_path])] == ["classifier"]
+
+
 def test_published_numbers_are_compared_on_their_own_data_alone(finished: Path) -> None:
     table = accuracy_table(read_runs([finished]))
     assert "96.71 on mnist |  |" in table
