@@ -73,8 +73,14 @@ def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
         words = [sys.executable, *words[1:]]
         if words[1] == "train.py":
             words = small(words)
-        elif words[2:4] in (["study", "train"], ["study", "sweep"]):
-            words += ["training.epochs=0.2", "data.train_images=200", "data.test_images=50"]
+        elif words[2] == "study":
+            little = ["training.epochs=0.2", "data.train_images=200", "data.test_images=50"]
+            if words[3] in ("train", "sweep"):
+                words += little
+            else:  # of runs that were trained by the command further up
+                (command,) = [other for other in COMMANDS if other.startswith("python -m study train")]
+                trained = run([sys.executable, *shlex.split(command)[1:], *little], checkout, {})
+                assert trained.communicate(timeout=300)[0] and trained.returncode == 0
         workers = [run(words, checkout, environment)]
     else:
         assert words[:2] == ["accelerate", "launch"], f"not run by any test: {command}"
