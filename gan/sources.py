@@ -18,6 +18,8 @@ from gan.errors import UserError
 from gan.settings import Data
 
 Bytes = NDArray[np.uint8]
+# Larger than any image that Pillow agrees to decode: what claims more is a bomb, or no image.
+MAX_FILE_BYTES = 2**29
 
 
 class Labels(NamedTuple):
@@ -79,6 +81,7 @@ class FolderSource:
     def _bytes(self, name: str) -> bytes:
         path = self.root / name
         try:
+            _require_size(path.stat().st_size, str(path))
             return path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
@@ -125,6 +128,7 @@ class ZipSource:
     def read(self, index: int) -> Image.Image:
         entry = self.entries[index]
         where = f"{self.path}: {entry.filename}"
+        _require_size(entry.file_size, where)  # zipfile unpacks no more than that
         try:
             content = self._archive().read(entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
@@ -214,6 +218,11 @@ def _digest(lines: Iterator[str]) -> str:
     for line in lines:
         total.update(line.encode("utf-8", "surrogateescape") + b"\n")
     return total.hexdigest()
+
+
+def _require_size(size: int, where: str) -> None:
+    if size > MAX_FILE_BYTES:
+        raise UserError(f"{where}: {size:,} bytes are no image (at most {MAX_FILE_BYTES:,}). Remove it.")
 
 
 def _decode(content: bytes, where: str) -> Image.Image:

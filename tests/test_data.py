@@ -3,7 +3,10 @@
 import io
 import pickle
 import shutil
+import struct
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +348,39 @@ def test_labels_stay_with_their_images(count: int, size: int, update: int) -> No
 
 def follow_not(items, _total: int, _what: str):
     return items
+
+
+def test_a_file_that_would_unpack_to_more_than_any_image_is_refused_unread(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.png", "w") as entry:
+        for _ in range(sources.MAX_FILE_BYTES // 2**24 + 1):
+            entry.write(bytes(2**24))
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "folder" / "a.png").open("wb") as file:
+        file.truncate(sources.MAX_FILE_BYTES + 1)
+    for path in (tmp_path / "bomb.zip", tmp_path / "folder"):
+        tracemalloc.start()
+        with pytest.raises(UserError, match="are no image"):
+            decoded(load_images(Data(name="folder", path=str(path), channels=3)))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
+
+
+def test_an_image_whose_header_claims_3600_million_pixels_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match="damaged image"):
+        decoded(load_images(Data(name="folder", path=str(tmp_path), channels=3)))
+
+
+def test_names_in_an_archive_that_point_outside_are_only_names(tmp_path: Path) -> None:
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+        for name in ("../../evil.png", "/absolute.png", "c:\\windows.png"):
+            archive.write(tmp_path / "a.png", name)
+    before = sorted(tmp_path.rglob("*"))
+    assert decoded(load_images(Data(name="folder", path=str(tmp_path / "odd.zip")))).shape == (3, 1, 32, 32)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not Path("/absolute.png").exists()
