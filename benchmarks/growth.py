@@ -71,8 +71,9 @@ def start(path: str) -> Case:
     """What a run does before its first step: the archive opened, named by its content, decoded or found in the cache."""
 
     def case() -> dict[str, Any]:
-        images = load_images(Data(name="folder", path=path))
-        pixels = images.to_memory(lambda items, _total, _what: items)
+        data = Data(name="folder", path=path)
+        images = load_images(data)
+        pixels = images.to_memory(lambda items, _total, _what: items, data.workers)
         return {
             "images": len(pixels),
             "fingerprint": images.fingerprint,

@@ -17,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from gan import keyed, pixels
 from gan.errors import UserError
 from gan.settings import Data, Settings
-from gan.sources import Bytes, Labels, Source, image_channels, is_archive, open_source
+from gan.sources import Bytes, Labels, Source, image_channels, is_archive, needs_decoding, open_source
 
 DECODING = 1  # of `to_pixels`: another number when it gives other pixels
 _WORTH_KEEPING = 1.0  # seconds
+_WORTH_WORKERS = 10_000  # images: starting processes takes as long as decoding some thousands
+_READ_TOGETHER = 250  # images
 
 
 def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Bytes:
@@ -55,6 +57,22 @@ class Images(Dataset[Tensor]):
         """Names the images' content, number, channels and size."""
         return f"{self.source.fingerprint()[:32]}-{len(self)}x{self.channels}x{self.size}x{self.size}"
 
+    def _batches(self, workers: int) -> Iterator[Tensor]:
+        """All images in their order, some at a time."""
+        loader = DataLoader(
+            _TextOfMistakes(self),
+            batch_size=_READ_TOGETHER,
+            sampler=range(len(self)),
+            num_workers=workers,
+            collate_fn=_join,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            generator=torch.Generator(),  # its seed for the workers, which draw nothing, is not to come from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+
     @cached_property
     def labels(self) -> Labels:
         """The class of each image. Raises UserError where the source knows none."""
@@ -64,9 +82,9 @@ class Images(Dataset[Tensor]):
         """Size of all images as uint8."""
         return len(self) * self.channels * self.size**2 / 1e9
 
-    def to_memory(self, progress: Callable[[Iterator[int], int, str], Iterator[int]]) -> Tensor:
-        """All images decoded: (N, C, S, S) uint8. Those of an archive, whose checksums tell its content, are kept in the cache
-        when reading them took long."""
+    def to_memory(self, progress: Callable[[Iterator[int], int, str], Iterator[int]], workers: int = 0) -> Tensor:
+        """All images decoded: (N, C, S, S) uint8, by so many ``workers`` where there are many images. Those of an archive,
+        whose checksums tell its content, are kept in the cache when reading them took long."""
         shape = (len(self), self.channels, self.size, self.size)
         key = f"{self.fingerprint} {PIL.__version__} {DECODING}"
         archive = is_archive(self.source)
@@ -74,8 +92,11 @@ class Images(Dataset[Tensor]):
             return torch.from_numpy(kept)
         began = time.monotonic()
         images = np.empty(shape, dtype=np.uint8)
+        batches = self._batches(workers if len(self) >= _WORTH_WORKERS and needs_decoding(self.source) else 0)
         for index in progress(iter(range(len(self))), len(self), "reading images"):
-            images[index] = self.read(index)
+            if index % _READ_TOGETHER == 0:
+                batch = next(batches)
+                images[index : index + len(batch)] = batch.numpy()
         if archive and time.monotonic() - began > _WORTH_KEEPING:
             pixels.keep(key, images)
         return torch.from_numpy(images)

@@ -40,7 +40,7 @@ class Job(Generic[C]):
         if images.gigabytes() > self.config.data.memory_gb:
             return None
         shown = follow if self.accelerator.is_main_process else lambda items, _total, _what: items
-        return on_all(self.accelerator, lambda: images.to_memory(shown)).to(self.device)
+        return on_all(self.accelerator, lambda: images.to_memory(shown, self.config.data.workers)).to(self.device)
 
     def average_gradients(self, network: nn.Module) -> Tensor:
         """Replaces every gradient by its mean over processes, in one all-reduce. Returns their common norm.

@@ -30,7 +30,7 @@ class Data:
     channels: int | None = None  # 1 grey, 3 colour; null: as the data set is (of a folder: as its first image is)
     flip: bool = False  # mirror each image left to right with probability 1/2
     memory_gb: float = 4.0  # images up to this size are held in memory as uint8, larger sets are streamed
-    workers: int = 2  # processes that decode images while streaming
+    workers: int = 2  # processes that decode images: while streaming, and at the start where there are many
 
 
 @dataclass(frozen=True, kw_only=True)

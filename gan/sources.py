@@ -170,9 +170,18 @@ class Part:
         return Labels(numbers[self.indices], classes)
 
 
+def _whole(source: Source) -> Source:
+    return source.whole if isinstance(source, Part) else source
+
+
 def is_archive(source: Source) -> bool:
     """Whether its fingerprint, which is had without reading it all, is of its content."""
-    return isinstance(source.whole if isinstance(source, Part) else source, ZipSource)
+    return isinstance(_whole(source), ZipSource)
+
+
+def needs_decoding(source: Source) -> bool:
+    """Whether its images are files."""
+    return not isinstance(_whole(source), ArraySource)
 
 
 def _class_folders(names: Sequence[str], where: Path) -> Labels:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gan import data
 from gan.data import load_images
+from gan.errors import UserError
 from gan.settings import Data
 
 
@@ -77,3 +78,23 @@ def test_damaged_pixels_in_the_cache_are_noticed(archive: Path, tmp_path: Path, 
 def test_a_cache_that_cannot_be_written_only_costs_time(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, where the folder should be")
     assert [decoded(archive)[1] for _ in range(2)] == [5, 5]
+
+
+def test_workers_decode_the_same_and_tell_a_mistake_as_one_process_does(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(data, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(data, "_READ_TOGETHER", 2)
+    monkeypatch.setattr(data, "_WORTH_KEEPING", 1e9)
+    state = torch.get_rng_state()
+    images = load_images(Data(name="folder", path=str(archive)))
+    alone, together = (images.to_memory(lambda items, _total, _what: items, workers) for workers in (0, 2))
+    assert torch.equal(alone, together)
+    assert alone[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(torch.get_rng_state(), state)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("3b.png", "no image")
+    broken = load_images(Data(name="folder", path=str(archive)))
+    for workers in (0, 2):
+        with pytest.raises(UserError, match=r"3b.png: not an image"):
+            broken.to_memory(lambda items, _total, _what: items, workers)
