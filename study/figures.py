@@ -135,7 +135,7 @@ def _sparsity(panel: Panel) -> Figure:
         _lines(axes[1][column], result, lambda r: 100 * r["gradient_below"][f"{threshold:g}"])
         axes[0][column].set_title(NORM_NAMES[norm])
         axes[1][column].set_xlabel("training step")
-    axes[0][0].set_ylim(0, max(1.0, axes[0][0].get_ylim()[1]))  # not a hair's breadth around zero
+    axes[0][0].set_ylim(-0.03, max(1.0, axes[0][0].get_ylim()[1]))  # lines at zero are seen
     axes[0][0].set_ylabel("gradient entries = 0 (%)")
     axes[1][0].set_ylabel(f"|entries| < {threshold:g} (%)")
     _legend_of_layers(figure, axes[0][-1])
@@ -195,15 +195,16 @@ def _bands(panel: Panel) -> Figure:
 
 
 def _drift(panel: Panel) -> Figure:
-    """Figure 4: above the mean of each layer's weights, as the paper's axis says, below that of its outputs, as its text."""
+    """Figure 4: above the mean of each layer's weights, as the paper's axis says, below that of its
+    pre-activations, as its text."""
     figure, axes = _grid(2, len(panel), sharex="col", sharey="row")
     for column, (norm, result) in enumerate(panel.items()):
         _lines(axes[0][column], result, lambda r: r["weight_mean"])
-        _lines(axes[1][column], result, lambda r: r["output_mean"])
+        _lines(axes[1][column], result, lambda r: r["preactivation_mean"])
         axes[0][column].set_title(NORM_NAMES[norm])
         axes[1][column].set_xlabel("training step")
     axes[0][0].set_ylabel("mean of weights")
-    axes[1][0].set_ylabel("mean of outputs")
+    axes[1][0].set_ylabel("mean of pre-activations")
     _legend_of_layers(figure, axes[0][-1])
     return figure
 

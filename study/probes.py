@@ -1,5 +1,6 @@
 """What the paper's figures show of a layer, as numbers: taken while it trains, without changing it."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gan.errors import TrainingDivergedError
 from gan.loop import due
-from gan.norms import BatchNorm
 from study.config import Probes
 from study.networks import Weighted, weighted_layers
 
@@ -36,7 +37,7 @@ class Prober:
     def __init__(self, network: nn.Module, settings: Probes, total: int) -> None:
         self.settings, self.total = settings, total
         self.layers = chosen_layers(network, settings.layers) if settings.every else []
-        self._outputs = {layer: _output_of(network, layer) for layer in self.layers}
+        self._next = _activations_after(network)
         self._means: dict[int, Tensor] = {}
 
     def due(self, step: int) -> bool:
@@ -45,15 +46,19 @@ class Prober:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """During a forward pass: keeps the mean of each layer's output, its norm included where that follows the layer."""
+        """During a forward pass: keeps the mean of what the next activation gets of each layer, after all norms between."""
 
-        def keep(number: int, output: Tensor) -> None:
-            self._means[number] = output.detach().mean(dtype=torch.float32)
+        def keep(layer: Weighted, values: Tensor) -> None:
+            own = values[:, -len(layer.parameter) :]  # DenseNet puts a layer's maps behind those that were there
+            self._means[layer.number] = own.detach().mean(dtype=torch.float32)
 
-        hooks = [
-            module.register_forward_hook(lambda _module, _inputs, output, number=layer.number: keep(number, output))
-            for layer, module in self._outputs.items()
-        ]
+        hooks = []
+        for layer in self.layers:
+            activation = self._next.get(layer.number)
+            if activation is not None:
+                hooks.append(activation.register_forward_pre_hook(lambda _, inputs, layer=layer: keep(layer, inputs[0])))
+            else:
+                hooks.append(layer.module.register_forward_hook(lambda _, _inputs, output, layer=layer: keep(layer, output)))
         try:
             yield
         finally:
@@ -61,22 +66,34 @@ class Prober:
                 hook.remove()
 
     def records(self, accelerator: Accelerator) -> list[dict[str, Any]]:
-        """One for each layer: of the gradient of the last step, the weights after it, and the outputs seen while ``watching``
-        (their mean over processes). Called by all processes."""
+        """One for each layer: of the gradient of the last step, the weights after it, and the pre-activations seen while
+        ``watching`` (their mean over processes). Called by all processes.
+
+        Raises TrainingDivergedError for numbers that are not finite.
+        """
         means = torch.stack([self._means[layer.number] for layer in self.layers])
         means = accelerator.reduce(means, "mean")
-        return [
-            {**_measure(layer, self.settings.bins), "output_mean": mean}
-            for layer, mean in zip(self.layers, means.tolist(), strict=True)
-        ]
+        records = []
+        for layer, mean in zip(self.layers, means.tolist(), strict=True):
+            record = {**_measure(layer, self.settings.bins), "preactivation_mean": mean}  # Fig. 4, as the text has it
+            if not all(math.isfinite(value) for value in record.values() if isinstance(value, float)):
+                raise TrainingDivergedError(f"layer {layer.number}: weights, gradients or outputs are not finite.")
+            records.append(record)
+        return records
 
 
-def _output_of(network: nn.Module, layer: Weighted) -> nn.Module:
-    """What gives the layer's output: itself or, where a norm follows it as in ``normalize``, the pair of both."""
-    name = layer.name.rpartition(".")[0]
-    parent = network.get_submodule(name)
-    pair = isinstance(parent, nn.Sequential) and len(parent) == 2 and isinstance(parent[1], BatchNorm)
-    return parent if pair else layer.module
+def _activations_after(network: nn.Module) -> dict[int, nn.Module]:
+    """The activation that follows each layer, by the layer's number; the last layer has none."""
+    numbers = {layer.module: layer.number for layer in weighted_layers(network)}
+    found: dict[int, nn.Module] = {}
+    waiting: list[int] = []
+    for module in network.modules():
+        if module in numbers:
+            waiting.append(numbers[module])
+        elif isinstance(module, nn.LeakyReLU):
+            found |= dict.fromkeys(waiting, module)
+            waiting = []
+    return found
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from study.classifier import ClassifierWork, step_after
 from study.config import LabelledData, Probes, Study, load_study
 from study.data import test_images as images_to_test_on
 from study.data import training_images
-from study.networks import build_classifier, densenet_bc, weighted_layers
+from study.networks import build_classifier, densenet_bc, loss_of, weighted_layers
 from study.probes import Prober
 from study.results import read_run, read_runs
 from study.tables import accuracy_table, best, cells, count_rows
@@ -138,6 +138,26 @@ def test_classes_of_the_test_images_must_be_those_trained_on(tmp_path: Path) -> 
         images_to_test_on(data, training_images(data))
 
 
+def test_vgg7_trains_on_files_in_the_format_of_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.io import savemat
+    from torchvision import datasets
+
+    draw, splits = np.random.default_rng(0), {}
+    for split, count in (("train", 40), ("test", 20)):
+        file = tmp_path / f"{split}_32x32.mat"
+        pixels = draw.integers(0, 256, (32, 32, 3, count), dtype=np.uint8)
+        savemat(file, {"X": pixels, "y": 1 + np.arange(count)[:, None] % 10})  # 1 to 10; ten is the digit 0
+        splits[split] = ["nowhere", file.name, datasets.utils.calculate_md5(file)]
+    monkeypatch.setattr(datasets.SVHN, "split_list", splits)
+    config = DIGITS.parent / "svhn_vgg7.yaml"
+    words = ["train", "--config", str(config), f"data.path={tmp_path}", f"run.dir={tmp_path}", "training.epochs=1"]
+    assert study(*words, "training.batch_size=20", "training.precision=fp32") == 0
+    assert read_run(tmp_path / "svhn_vgg7").complete
+    trained_on = training_images(LabelledData(name="svhn", path=str(tmp_path)))
+    assert trained_on.labels.numbers.tolist() == [(1 + index % 10) % 10 for index in range(40)]
+    assert len(images_to_test_on(LabelledData(name="svhn", path=str(tmp_path)), trained_on)) == 20
+
+
 # Training
 
 
@@ -212,7 +232,7 @@ def test_two_processes_are_one(norm: str, tmp_path: Path) -> None:
         keys = {"loss", "accuracy", "test_loss", "test_accuracy"} & a.keys()
         assert all(abs(a[key] - b[key]) < 1e-8 for key in keys)
     for a, b in zip(one.probes, two.probes, strict=True):
-        for key in ("gradient_std", "weight_mean", "output_mean", "singular_max"):
+        for key in ("gradient_std", "weight_mean", "preactivation_mean", "singular_max"):
             assert abs(a[key] - b[key]) < 1e-6 * (abs(a[key]) + 1e-3), key
 
 
@@ -233,7 +253,7 @@ def test_probes_are_what_their_names_say() -> None:
     assert last["gradient_zero"] == pytest.approx(1 / 3)
     assert first["weight_mean"] == pytest.approx(float(conv.mean()), rel=1e-5)
     assert first["weight_std"] == pytest.approx(float(conv.std()), rel=1e-5)
-    assert first["output_mean"] == pytest.approx(float(network[0](x).mean()), rel=1e-4)
+    assert first["preactivation_mean"] == pytest.approx(float(network[0](x).mean()), rel=1e-4)
     largest = [float(torch.linalg.svdvals(kernel)[0]) for kernel in conv.detach().flatten(0, 1)]
     assert first["singular_kernel_mean"] == pytest.approx(np.mean(largest), rel=1e-5)
     assert first["singular_max"] == pytest.approx(float(torch.linalg.matrix_norm(conv.flatten(1), 2)), rel=1e-5)
@@ -248,11 +268,24 @@ def test_under_sn_probes_are_of_the_weight_that_the_layer_computes_with(finished
     assert records[-1]["parameter_std"] != pytest.approx(records[-1]["weight_std"], rel=1e-3)
 
 
+@pytest.mark.parametrize(("norm", "centred"), [("batch", True), ("mean_spectral", True), ("spectral", False)])
+def test_in_densenet_the_preactivation_is_what_the_next_norm_leaves_of_the_layer(norm: str, centred: bool) -> None:
+    torch.manual_seed(0)
+    network = densenet_bc(norm)
+    prober = Prober(network, Probes(), total=1)
+    x = torch.randn(4, 3, 32, 32) + 1
+    with prober.watching():
+        loss_of(network(x), torch.arange(4)).backward()
+    means = [abs(record["preactivation_mean"]) for record in prober.records(make_accelerator(cpu=True))]
+    assert all(mean < 1e-4 for mean in means) == centred
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
 def test_with_a_norm_after_the_layer_its_output_is_centred(tmp_path: Path) -> None:
     for norm in ("batch", "mean_spectral"):
         run = train(tmp_path, f"model.norm={norm}", name=norm)
         # m and beta have hardly moved in 8 steps
-        assert all(abs(record["output_mean"]) < 0.05 for record in read_run(run).probed(2))
+        assert all(abs(record["preactivation_mean"]) < 0.05 for record in read_run(run).probed(2))
 
 
 # Sweeps, tables and figures
