@@ -13,6 +13,11 @@ from gan.errors import TrainingDivergedError, UserError
 _USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
+def is_users(error: Exception) -> bool:
+    """Whether ``error`` is a disk's or a permission's refusal."""
+    return isinstance(error, OSError) and error.errno in _USERS
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with mistakes told in one line."""
 
@@ -41,7 +46,7 @@ def run(command: Callable[[], int]) -> int:
     except TrainingDivergedError as error:
         return _fail(str(error), 1)
     except OSError as error:
-        if error.errno not in _USERS:
+        if not is_users(error):
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}.", 2)
     except KeyboardInterrupt:

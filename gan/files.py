@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from gan.errors import UserError
+
 
 def sync_folder(folder: Path) -> None:
     """Makes renames inside ``folder`` survive a power loss."""
@@ -11,6 +13,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder``, for a command's results. Raises UserError where there is a file of that name, or it may not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}). Give a folder that can.") from None
 
 
 def cache_root() -> Path:

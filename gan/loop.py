@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,8 @@ from gan.progress import Progress, say
 from gan.runs import hold, is_run, open_run, same_settings, start_folder
 from gan.settings import C, Settings, check_processes, flatten
 from gan.tracking import Tracker, check_trackers
+
+I = TypeVar("I", bound=Images)  # noqa: E741
 
 
 class Work(Protocol):
@@ -57,9 +59,9 @@ class Work(Protocol):
 def conduct(
     config: C,
     accelerator: Accelerator,
-    load: Callable[[], Images],
-    total: Callable[[C, Images], int],
-    begin: Callable[[C, Images, Accelerator], Work],
+    load: Callable[[], I],
+    total: Callable[[C, I], int],
+    begin: Callable[[C, I, Accelerator], Work],
 ) -> int:
     """Trains what ``begin`` makes of the images that ``load`` gives, to the last of ``total`` steps, going on from the newest
     checkpoint in ``config.folder``.
@@ -98,7 +100,7 @@ def conduct(
         return _loop(work, config, accelerator, tracker, start)
 
 
-def _load_on_all(config: Settings, load: Callable[[], Images], accelerator: Accelerator) -> Images:
+def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerator) -> I:
     """The images, on every process."""
     images = on_all_in_turn(accelerator, load)
     prints = set(gather_object([images.fingerprint]))

@@ -115,7 +115,7 @@ class FiniteCheck:
         if first != torch.iinfo(torch.int64).max:
             raise TrainingDivergedError(
                 f"losses or gradients are not finite since step {first}. Checkpoints are from before that."
-                " Try lower learning rates (optimizer.d_lr, optimizer.g_lr), another norm, or training.precision=fp32."
+                " Try a lower learning rate (optimizer.*lr), another norm, or training.precision=fp32."
             )
 
 

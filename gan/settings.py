@@ -26,7 +26,7 @@ class Data:
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"] = "digits"
     path: str | None = None  # folder: the images' directory or .zip; others: where files are or go (null: data/NAME)
     split: Literal["train", "test"] = "train"  # of the named data sets; `folder` and `digits` have only one
-    image_size: int = 32  # side in pixels: a multiple of 8 from 32 up
+    image_size: int = 32  # side in pixels; a GAN needs a multiple of 8 from 32 up
     channels: int | None = None  # 1 grey, 3 colour; null: as the data set is (of a folder: as its first image is)
     flip: bool = False  # mirror each image left to right with probability 1/2
     memory_gb: float = 4.0  # images up to this size are held in memory as uint8, larger sets are streamed
@@ -44,13 +44,13 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    every: int = 1000  # generator updates
+    every: int = 1000  # steps (of a GAN: generator updates)
     keep: int = 3  # newest ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    every: int = 50  # generator updates between two lines of metrics.jsonl
+    every: int = 50  # steps between two lines of metrics.jsonl
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "msngan"
     tensorboard: bool = False
@@ -111,13 +111,13 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"configuration {path}: {reason}. Give a YAML file such as configs/digits_msngan.yaml.") from None
+        raise UserError(f"configuration {path}: {reason}. Give a YAML file such as those in configs/.") from None
     sections = _section_names(kind())
     settings = _merge(settings, text, str(path), sections)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            raise UserError(f"{override!r}: expected key=value, such as training.steps=300 (a file goes after --config).")
+            raise UserError(f"{override!r}: expected key=value, such as seed=1 (a file goes after --config).")
         settings = _merge(settings, override, override, sections, dotted=True)
     try:
         config = OmegaConf.to_object(settings)

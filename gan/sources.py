@@ -170,6 +170,11 @@ class Part:
         return Labels(numbers[self.indices], classes)
 
 
+def part_of(source: Source, indices: NDArray[np.int64]) -> Part:
+    """Some of a source's images; of a part, a part of the whole."""
+    return Part(source.whole, source.indices[indices]) if isinstance(source, Part) else Part(source, indices)
+
+
 def _whole(source: Source) -> Source:
     return source.whole if isinstance(source, Part) else source
 

@@ -109,16 +109,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     from gan.processes import connected
-    from study.results import read_runs
-    from study.sweep import Grid, sweep
+    from study.sweep import Grid, readable, sweep
     from study.tables import accuracy_table
 
     grid = Grid(options.config, options.norms, options.rates, options.seeds, options.overrides)
     folders = [config.folder for config in grid.runs()]  # a mistake in any is told before the first is trained
     with connected() as accelerator:
         outcome = sweep(grid, accelerator, retry=options.retry)
-        if accelerator.is_main_process and (there := [folder for folder in folders if (folder / "config.yaml").exists()]):
-            print(accuracy_table(read_runs(there)))
+        if accelerator.is_main_process and (results := readable(folders)):
+            print(accuracy_table(results))
     if outcome.signal:
         return 128 + outcome.signal
     if outcome.broken:

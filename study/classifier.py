@@ -9,34 +9,43 @@ from torch import Tensor, nn
 from gan import checkpoints
 from gan.checkpoints import Checkpoint
 from gan.data import BatchStream, Images, Share
-from gan.errors import UserError
+from gan.errors import TrainingDivergedError, UserError
 from gan.job import Job, Metrics, to_device
 from gan.loop import conduct
 from gan.networks import trainable_parameters
-from gan.norms import iterate_spectral_norms
-from gan.processes import on_all_in_turn
 from gan.runs import prospects, resolve, saved_config
 from gan.settings import check_processes, keep_resolved, to_yaml
 from gan.tracking import METRICS, PROBES, Tracker, last_values
 from study.config import Study
-from study.data import test_images, training_images
-from study.networks import build_classifier, loss_of
+from study.data import LabelledImages, training_images
+from study.networks import build_classifier, find_gradients, loss_of
 from study.probes import Prober
+from study.results import FAILED, note_failure
 
 TEST_BATCH = 250  # images classified at a time: too few to matter for the result, which is of each image alone
 
 
 def train(config: Study, accelerator: Accelerator) -> int:
-    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``conduct``."""
-    return conduct(config, accelerator, lambda: training_images(config.data), steps_of, ClassifierWork)
+    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``conduct``.
+
+    That its numbers were not finite is noted in its folder, until it is trained again.
+    """
+    if accelerator.is_main_process:
+        (config.folder / FAILED).unlink(missing_ok=True)
+    try:
+        return conduct(config, accelerator, lambda: training_images(config.data), steps_of, ClassifierWork)
+    except TrainingDivergedError as error:
+        if accelerator.is_main_process:
+            note_failure(config.folder, str(error))
+        raise
 
 
-def steps_of(config: Study, images: Images) -> int:
+def steps_of(config: Study, images: LabelledImages) -> int:
     """Steps of the whole run."""
     return step_after(config.training.epochs, config, images)
 
 
-def step_after(epochs: float, config: Study, images: Images) -> int:
+def step_after(epochs: float, config: Study, images: LabelledImages) -> int:
     """The first step after which ``epochs`` passes over the images are done."""
     return math.ceil(epochs * len(images) / config.training.batch_size)
 
@@ -44,11 +53,11 @@ def step_after(epochs: float, config: Study, images: Images) -> int:
 class ClassifierWork:
     """One classifier at work; see ``gan.loop.Work``."""
 
-    def __init__(self, config: Study, images: Images, accelerator: Accelerator) -> None:
+    def __init__(self, config: Study, images: LabelledImages, accelerator: Accelerator) -> None:
         share = Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
         self.config, self.images = config, images
         self.job = Job(config, accelerator, share)
-        self.tested = on_all_in_turn(accelerator, lambda: test_images(config.data, images))
+        self.tested = images.tested
         self.test_pixels = self.job.in_memory(self.tested)
         self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
         self.network = to_device(build(config, images), self.job)
@@ -83,18 +92,13 @@ class ClassifierWork:
 
     def _update(self, number: int) -> Metrics:
         job = self.job
-        iterate_spectral_norms(self.network)
-        images, labels = self.stream.batch(number).to(job.dtype), self.stream.labels(number)
-        self.optimizer.zero_grad()
-        with job.autocast():
-            logits = self.network(images.to(memory_format=torch.channels_last))
-        logits = logits.to(job.dtype)
-        loss = loss_of(logits, labels)
-        loss.backward()
+        images = self.stream.batch(number).to(job.dtype, memory_format=torch.channels_last)
+        labels = self.stream.labels(number)
+        loss, logits = find_gradients(self.network, images, labels, job.autocast())
         norm = job.average_gradients(self.network)
         self.optimizer.step()
-        correct = (logits.detach().argmax(1) == labels).to(job.dtype).mean()
-        return {"loss": loss.detach(), "accuracy": correct, "grad_norm": norm}
+        correct = (logits.argmax(1) == labels).to(job.dtype).mean()
+        return {"loss": loss, "accuracy": correct, "grad_norm": norm}
 
     def learning_rates(self) -> dict[str, float]:
         return {"lr": self.config.optimizer.lr}
@@ -131,6 +135,8 @@ class ClassifierWork:
             sums += torch.stack([loss_of(logits, answers) * len(chosen), (logits.argmax(1) == answers).sum()]).double()
         self.network.train()
         loss, correct = (job.accelerator.reduce(sums, "sum") / count).tolist()
+        if not math.isfinite(loss):
+            raise TrainingDivergedError("the loss on the test images is not finite. Try a lower learning rate or another norm.")
         return loss, correct
 
     def _test_batch(self, chosen: range) -> Tensor:
@@ -175,7 +181,7 @@ def describe(config: Study, accelerator: Accelerator) -> str:
         "",
         f"classifier:     {trainable_parameters(network):,} parameters ({config.model.name}, {config.model.norm})",
         f"steps:          {steps:,}, {config.training.epochs:g} epochs of {len(images):,} images",
-        f"tested on:      {len(test_images(config.data, images)):,} images",
+        f"tested on:      {len(images.tested):,} images",
         f"runs on:        {accelerator.num_processes} x {accelerator.device.type} in {config.training.precision}",
     ]
     return "\n".join(lines + prospects(config, saved))
@@ -188,7 +194,9 @@ def summary(config: Study) -> str:
     newest = checkpoints.steps(folder / "checkpoints")
     return "\n".join(
         [
-            f"accuracy:    {tested['test_accuracy']:.2%} of the test images after {tested['epoch']:g} epochs",
+            f"accuracy:    {tested['test_accuracy']:.2%} of the test images after {tested['epoch']:g} epochs"
+            if tested
+            else "accuracy:    not tested: it had been stopped beyond the epochs that were now asked for",
             f"metrics:     {folder / METRICS}",
             *([f"probes:      {folder / PROBES}"] if (folder / PROBES).exists() else []),
             f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",

@@ -89,6 +89,11 @@ class Study(Settings):
             "probes.layers",
             "layers are numbered from 1.",
         )
+        require(
+            self.probes.layers is None or len(set(self.probes.layers)) == len(self.probes.layers) > 0,
+            "probes.layers",
+            "name each layer once, or set probes.every=0 for none.",
+        )
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:

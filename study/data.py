@@ -1,5 +1,7 @@
 """What a classifier is trained and tested on: two sets of images with the same classes."""
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,49 +9,46 @@ from gan import keyed
 from gan.data import Images
 from gan.errors import UserError
 from gan.settings import Data
-from gan.sources import Part, Source, image_channels, open_source
+from gan.sources import Source, image_channels, open_source, part_of
 from study.config import LabelledData
 
 _CHOICE = 0  # seed of what is drawn once for all runs: which images are held out, and which are left when only some are used
 
 
-def training_images(data: LabelledData) -> Images:
-    """The images to train on. Raises UserError as ``open_source`` does, and where they have no classes."""
-    source = open_source(data)
-    if _held_out(data):
-        source = Part(source, _apart(len(source), data.held_out)[0])
-    return _images(_some(source, data.train_images), data, image_channels(data, source))
+class LabelledImages(Images):
+    """Images to train on, with classes, and those to test on, which are as much part of a run."""
+
+    def __init__(self, source: Source, *, size: int, channels: int, tested: Images) -> None:
+        super().__init__(source, size=size, channels=channels)
+        self.tested = tested
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return f"{self.tested.fingerprint}+{super().fingerprint}"
 
 
-def test_images(data: LabelledData, like: Images) -> Images:
-    """The images to test on, in as many channels as those ``like`` which it was trained.
+def training_images(data: LabelledData) -> LabelledImages:
+    """The images to train and to test on, in as many channels as those to train on have.
 
-    Raises UserError as ``training_images``, and where the classes are others.
+    Raises UserError as ``open_source`` does, where they have no classes, and where those to test on have others.
     """
-    if _held_out(data):
-        source = open_source(data)
-        source = Part(source, _apart(len(source), data.held_out)[1])
+    source = open_source(data)
+    channels = image_channels(data, source)
+    if data.name == "digits" or (data.name == "folder" and data.test_path is None):  # no test images but those held out
+        kept, taken = _apart(len(source), data.held_out)
+        other: Source = part_of(source, taken)
+        source = part_of(source, kept)
     elif data.name == "folder":
-        source = open_source(Data(name="folder", path=data.test_path))
+        other = open_source(Data(name="folder", path=data.test_path))
     else:
-        source = open_source(Data(name=data.name, path=data.path, split="test"))
-    images = _images(_some(source, data.test_images), data, like.channels)
-    ours, theirs = images.labels.classes, like.labels.classes
+        other = open_source(Data(name=data.name, path=data.path, split="test"))
+    tested = Images(_some(other, data.test_images), size=data.image_size, channels=channels)
+    images = LabelledImages(_some(source, data.train_images), size=data.image_size, channels=channels, tested=tested)
+    ours, theirs = tested.labels.classes, images.labels.classes
     if ours != theirs:
         raise UserError(
             f"data.test_path={data.test_path}: its classes ({', '.join(ours)}) are not those of data.path ({', '.join(theirs)})."
         )
-    return images
-
-
-def _held_out(data: LabelledData) -> bool:
-    """Whether there are no test images but those that are taken from the others."""
-    return data.name == "digits" or (data.name == "folder" and data.test_path is None)
-
-
-def _images(source: Source, data: LabelledData, channels: int) -> Images:
-    images = Images(source, size=data.image_size, channels=channels)
-    _ = images.labels  # that there are classes is known before anything is trained
     return images
 
 
@@ -69,4 +68,4 @@ def _some(source: Source, count: int | None) -> Source:
     """``count`` of the images, the same for every run; all where there are no more."""
     if count is None or count >= len(source):
         return source
-    return Part(source, np.sort(_shuffled(len(source))[:count]))
+    return part_of(source, np.sort(_shuffled(len(source))[:count]))

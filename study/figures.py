@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import matplotlib
 import numpy as np
 
 from gan.errors import UserError
-from gan.files import write_atomically
+from gan.files import make_folder, write_atomically
 from study.probes import THRESHOLDS
-from study.results import Record, Result
+from study.results import Record, Result, Row, rows
 from study.tables import MODEL_NAMES, NORM_NAMES, data_name
 
 matplotlib.use("Agg")
@@ -34,12 +35,12 @@ def write_figures(results: Sequence[Result], out: Path, rate: float | None = Non
     """Writes what ``results`` allow of figures 1 to 6 into ``out``, each as PDF and PNG. Returns the files.
 
     Figure 2 shows all models, the others one model each, which their names say. Runs of learning rate ``rate`` are shown;
-    None is the paper's 0.001 where there is one, else the largest there is.
+    None is for each model the paper's 0.001 where there is one, else the largest there is. Runs that diverged are left out.
 
     Raises UserError where there is nothing to draw.
     """
-    chosen = _of_one_rate(results, rate)
-    out.mkdir(parents=True, exist_ok=True)
+    chosen = _of_one_rate([result for result in results if result.failure is None], rate)
+    make_folder(out)
     files: list[Path] = []
 
     def save(name: str, figure: Figure) -> None:
@@ -52,8 +53,8 @@ def write_figures(results: Sequence[Result], out: Path, rate: float | None = Non
         plt.close(figure)
 
     with matplotlib.rc_context(STYLE):
-        if any(result.tests for result in chosen):
-            save("figure2", _accuracy(chosen))
+        if tested := [group for group in chosen if any(run.tests for runs in group.runs.values() for run in runs)]:
+            save("figure2", _accuracy(tested))
         for key, panel in _panels(chosen).items():
             for number, draw in enumerate((_sparsity, None, _bands, _drift, _histograms, _singular_values), 1):
                 if draw is not None:
@@ -63,39 +64,62 @@ def write_figures(results: Sequence[Result], out: Path, rate: float | None = Non
     return files
 
 
-def _of_one_rate(results: Sequence[Result], rate: float | None) -> list[Result]:
-    rates = {result.config.optimizer.lr for result in results}
-    if rate is None:
-        rate = 0.001 if 0.001 in rates else max(rates)
-    if rate not in rates:
-        raise UserError(f"--rate {rate:g}: no run has it. There are {', '.join(f'{r:g}' for r in sorted(rates))}.")
-    return [result for result in results if result.config.optimizer.lr == rate]
+@dataclass(frozen=True)
+class Group:
+    """Runs of one model and learning rate that differ by norm and seed alone."""
+
+    row: Row
+    rate: float
+
+    @property
+    def runs(self) -> dict[str, list[Result]]:
+        """By norm, in the order of norms and seeds."""
+        found = self.row.of_rate(self.rate)
+        return {norm: found[norm] for norm in NORM_NAMES if norm in found}
 
 
-def _panels(results: Sequence[Result]) -> dict[str, Panel]:
-    """The run of the first seed of each norm, by model and data set, of those that have probes.
+def _of_one_rate(results: Sequence[Result], rate: float | None) -> list[Group]:
+    groups = []
+    found = rows(results)
+    for row in found:
+        chosen = rate if rate is not None else 0.001 if 0.001 in row.rates else max(row.rates)
+        if chosen in row.rates:
+            groups.append(Group(row, chosen))
+    if found and not groups:
+        there = sorted({own for row in found for own in row.rates})
+        raise UserError(f"--rate {rate:g}: no run has it. There are {', '.join(f'{own:g}' for own in there)}.")
+    return groups
+
+
+def _panels(groups: Sequence[Group]) -> dict[str, Panel]:
+    """A run of each norm, by a name for the file, of those runs that have probes: of the first seed that all norms have.
 
     BatchNorm's run stands beside both variants of DenseNet-BC: under it they are the same network.
     """
     found: dict[str, Panel] = {}
-    for result in sorted(results, key=lambda r: r.config.seed):
-        if result.probes:
-            model = result.config.model
-            variants = ["full", "published"] if model.name == "densenet_bc" and model.norm == "batch" else [model.variant]
-            for variant in variants:
-                name = model.name if variant == "full" else f"{model.name}_{variant}"
-                found.setdefault(f"{name}_{_plain(data_name(result))}", {}).setdefault(model.norm, result)
-    return {key: _in_order(panel) for key, panel in found.items() if set(panel) != {"batch"} or "published" not in key}
+    for group in groups:
+        probed = {norm: [run for run in runs if run.probes] for norm, runs in group.runs.items()}
+        probed = {norm: runs for norm, runs in probed.items() if runs}
+        if not probed:
+            continue
+        common = set.intersection(*({run.config.seed for run in runs} for runs in probed.values()))
+        panel = {norm: next((r for r in runs if r.config.seed in common), runs[0]) for norm, runs in probed.items()}
+        model = group.row.first.config.model
+        name = f"{model.name}{'' if model.variant == 'full' else '_published'}_{_plain(data_name(group.row.first))}"
+        number = sum(key == name or key.startswith(f"{name}_") for key in found)
+        found[f"{name}_{number + 1}" if number else name] = panel
+    for key, panel in found.items():
+        if "_published_" in key and "batch" not in panel:
+            full = found.get(key.replace("_published", "", 1), {})
+            if "batch" in full:
+                found[key] = {"batch": full["batch"], **panel}
+    return found
 
 
 def _plain(name: str) -> str:
     """Of a data set, for a file's name."""
     stem = name.removesuffix(".zip")
     return "".join(c if c.isalnum() else "_" for c in stem)
-
-
-def _in_order(panel: Panel) -> Panel:
-    return {norm: panel[norm] for norm in NORM_NAMES if norm in panel}
 
 
 def _grid(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
@@ -142,36 +166,32 @@ def _sparsity(panel: Panel) -> Figure:
     return figure
 
 
-def _accuracy(results: Sequence[Result]) -> Figure:
+def _accuracy(groups: Sequence[Group]) -> Figure:
     """Figure 2: test accuracy by epoch, a panel for each model, a line for each norm; the band is over seeds (ddof 1)."""
-    groups: dict[tuple[str, str], dict[str, list[Result]]] = {}
-    for result in results:
-        if result.tests:
-            key = (result.model, data_name(result))
-            groups.setdefault(key, {}).setdefault(result.config.model.norm, []).append(result)
-    order = sorted(groups, key=lambda key: (list(MODEL_NAMES).index(key[0]), key[1]))
-    figure, axes = _grid(1, len(order))
-    for axis, key in zip(axes[0], order, strict=True):
-        for norm in (norm for norm in NORM_NAMES if norm in groups[key]):
-            epochs, means, spreads = _over_seeds(groups[key][norm])
-            axis.plot(epochs, means, color=NORM_COLOURS[norm], label=NORM_NAMES[norm], marker="o", markersize=3)
+    figure, axes = _grid(1, len(groups))
+    for axis, group in zip(axes[0], groups, strict=True):
+        for norm, runs in group.runs.items():
+            epochs, means, spreads = _over_seeds(runs)
+            label = f"{NORM_NAMES[norm]} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
+            axis.plot(epochs, means, color=NORM_COLOURS[norm], label=label, marker="o", markersize=3)
             axis.fill_between(epochs, means - spreads, means + spreads, color=NORM_COLOURS[norm], alpha=0.15, linewidth=0)
-        axis.set_title(f"{MODEL_NAMES[key[0]]}\n{key[1]}", fontsize=8)
+        first = group.row.first
+        axis.set_title(f"{MODEL_NAMES[first.model]}\n{data_name(first)}, lr {group.rate:g}", fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+        axis.legend(fontsize=8)
     axes[0][0].set_ylabel("test accuracy (%)")
     return figure
 
 
 def _over_seeds(results: Sequence[Result]) -> tuple[Any, Any, Any]:
-    """Epochs, mean accuracy in percent and its deviation over the runs that were tested after that epoch."""
+    """Epochs after which all were tested, mean accuracy in percent and its deviation."""
     found: dict[float, list[float]] = {}
     for result in results:
         for record in result.tests:
             found.setdefault(record["epoch"], []).append(100 * record["test_accuracy"])
-    epochs = sorted(found)
-    spreads = [statistics.stdev(found[epoch]) if len(found[epoch]) > 1 else 0.0 for epoch in epochs]
+    epochs = sorted(epoch for epoch, values in found.items() if len(values) == len(results))
+    spreads = [statistics.stdev(found[epoch]) if len(results) > 1 else 0.0 for epoch in epochs]
     return np.array(epochs), np.array([statistics.fmean(found[epoch]) for epoch in epochs]), np.array(spreads)
 
 

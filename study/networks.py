@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.norms import SpectralNorm, normalize, normalize_input
+from gan.norms import SpectralNorm, iterate_spectral_norms, normalize, normalize_input
 
 SLOPE = 0.1  # of LeakyReLU, which the paper uses in all its models
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
@@ -171,3 +171,18 @@ def weighted_layers(network: nn.Module) -> list[Weighted]:
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy."""
     return F.cross_entropy(logits, labels)
+
+
+def find_gradients(network: nn.Module, images: Tensor, labels: Tensor, autocast: torch.autocast) -> tuple[Tensor, Tensor]:
+    """Loss and logits (B, classes) of a batch, in the weights' precision; the loss's gradients are left in the parameters.
+
+    One power iteration in each spectrally normalised layer comes first.
+    """
+    iterate_spectral_norms(network)
+    network.zero_grad()
+    with autocast:
+        logits: Tensor = network(images)
+    logits = logits.to(images.dtype)
+    loss = loss_of(logits, labels)
+    loss.backward()
+    return loss.detach(), logits.detach()

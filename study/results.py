@@ -1,16 +1,18 @@
 """What runs of classifiers have recorded: their settings, tests and probes."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gan.checkpoints import MANIFEST
 from gan.errors import UserError
 from gan.files import write_atomically
 from gan.runs import is_run
-from gan.settings import load
+from gan.settings import flatten, load
 from gan.tracking import METRICS, PROBES
 from study.config import Study
 
@@ -30,6 +32,22 @@ class Result:
         """Its network, with the variant where it is not the full one."""
         model = self.config.model
         return model.name if model.variant == "full" else f"{model.name}, {model.variant}"
+
+    @cached_property
+    def images(self) -> str:
+        """Names what it was trained and tested on by content, as its own record has it; empty where that is not there."""
+        try:
+            return str(json.loads((self.folder / "environment.json").read_text())["starts"][-1]["data"])
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            raise UserError(f"{self.folder / 'environment.json'}: damaged. Restore it from a copy, or remove it.") from None
+
+    @property
+    def trained_on(self) -> int | None:
+        """Number of images, where it is known."""
+        count = self.images.rpartition("-")[2].partition("x")[0]
+        return int(count) if count.isdecimal() else None
 
     @cached_property
     def metrics(self) -> list[Record]:
@@ -99,16 +117,66 @@ def _is_study(folder: Path) -> bool:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Result]:
-    """The classifiers' runs in ``folders``, each a run or a folder that holds some. Raises UserError where one holds none."""
-    found: list[Result] = []
-    for folder in folders:
+    """The classifiers' runs in ``folders``, each a run, one of its checkpoints or a folder that holds runs; each run once.
+
+    Raises UserError where one holds none.
+    """
+    found: dict[Path, Result] = {}
+    for given in folders:
+        folder = given.parent.parent if (given / MANIFEST).exists() else given
         inner = [folder] if is_run(folder) else sorted(path for path in folder.glob("*") if is_run(path) and _is_study(path))
         if not inner:
-            raise UserError(f"{folder}: no run of a classifier. Expected a run's folder, or one that holds runs.")
-        found += [read_run(path) for path in inner]
-    return found
+            raise UserError(f"{given}: no run of a classifier. Expected a run's folder, or one that holds runs.")
+        for path in inner:
+            found.setdefault(path.resolve(), read_run(path))
+    return list(found.values())
+
+
+@dataclass
+class Row:
+    """Runs that differ by norm, learning rate and seed alone."""
+
+    settings: dict[str, Any]  # what they share
+    runs: dict[tuple[str, float], list[Result]] = field(default_factory=dict)  # by norm and learning rate, in the order of seeds
+
+    @property
+    def first(self) -> Result:
+        return next(iter(self.runs.values()))[0]
+
+    @property
+    def rates(self) -> set[float]:
+        return {rate for _, rate in self.runs}
+
+    def of_rate(self, rate: float) -> dict[str, list[Result]]:
+        """The runs of one learning rate, by norm."""
+        return {norm: runs for (norm, own), runs in self.runs.items() if own == rate}
+
+
+def rows(results: Iterable[Result]) -> list[Row]:
+    """``results`` in the order of models and data, with what must not be compared apart.
+
+    Raises UserError when two runs differ in nothing: one would count twice.
+    """
+    found: dict[str, Row] = {}
+    for result in results:
+        apart = {*result.config.CHANGEABLE, "seed", "model.norm", "optimizer.lr"} - {"training.epochs"}
+        settings = {key: value for key, value in flatten(result.config) if key not in apart} | {"images": result.images}
+        row = found.setdefault(repr(settings), Row(settings))
+        model, lr = result.config.model, result.config.optimizer.lr
+        row.runs.setdefault((model.norm, lr), []).append(result)
+    for row in found.values():
+        for runs in row.runs.values():
+            runs.sort(key=lambda r: r.config.seed)
+            for a, b in pairwise(runs):
+                if a.config.seed == b.config.seed:
+                    raise UserError(f"{a.folder} and {b.folder}: the same settings and seed. Give one of them.")
+    return sorted(found.values(), key=lambda row: (MODELS.index(row.first.model), repr(row.settings)))
+
+
+# In the order of the paper's tables.
+MODELS: Sequence[str] = ("cnn3", "vgg7", "densenet_bc", "densenet_bc, published")
 
 
 def note_failure(folder: Path, error: str) -> None:
-    """Keeps why the run in ``folder`` came to no end, so that it is not tried again in vain."""
+    """Keeps why the run in ``folder`` came to no end, so that a sweep does not try it again in vain."""
     write_atomically(folder / FAILED, (json.dumps({"error": error}) + "\n").encode())

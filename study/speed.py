@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gan.files import write_atomically
-from gan.norms import iterate_spectral_norms
+from gan.files import make_folder, write_atomically
 from gan.progress import follow
-from study.networks import ModelName, build_classifier, loss_of
+from study.networks import ModelName, build_classifier, find_gradients
 from study.tables import MODEL_NAMES, NORM_NAMES, NORMS, csv_text
 
 PUBLISHED = {"spectral": 27.0, "mean_spectral": 16.0}  # percent faster than BN
@@ -27,16 +26,12 @@ def training_step(model: ModelName, norm: str, precision: str = "fp32", batch: i
     draw = torch.Generator().manual_seed(0)
     images: Tensor = torch.randn(batch, channels, size, size, generator=draw).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), generator=draw)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def step() -> float:
-        iterate_spectral_norms(network)
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = network(images)
-        loss = loss_of(logits.float(), labels)
-        loss.backward()
+        loss, _ = find_gradients(network, images, labels, autocast)
         optimizer.step()
-        return float(loss.detach())
+        return float(loss)
 
     return step
 
@@ -78,7 +73,7 @@ def write_speed(out: Path, rounds: int) -> str:
         f" {rounds} rounds. The paper gives one number for all its models and names neither hardware nor precision.",
     ]
     text = "\n".join(lines)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_atomically(out / "speed.md", text.encode() + b"\n")
     names = ["model", "norm", "median_ms", "published_percent", "measured_percent", "difference"]
     cells = [[n, m, f"{ms:.3f}", *("" if p is None else f"{p:.2f}" for p in percents)] for n, m, ms, *percents in rows]

@@ -1,20 +1,26 @@
 """Many runs of classifiers, one after another: what is done is skipped, what breaks is reported and ends no other."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from gan import cli
 from gan.errors import TrainingDivergedError, UserError
-from gan.processes import on_main
+from gan.processes import AgreedError, on_main
 from gan.progress import say
 from gan.runs import is_run
+from gan.settings import differences, keep_resolved
 from study.classifier import train
 from study.config import Study, load_study
-from study.results import FAILED, note_failure, read_run
+from study.results import Result, read_run
+
+OWN = ("model.norm", "optimizer.lr", "seed", "run.name")
 
 
 @dataclass(frozen=True)
@@ -27,18 +33,26 @@ class Grid:
     seeds: Sequence[int]
     overrides: Sequence[str]
 
-    def runs(self) -> Iterator[Study]:
+    def runs(self) -> list[Study]:
         """Settings of each run, seeds outermost: a sweep that is stopped has whole tables of fewer seeds.
 
-        Raises UserError as ``load_study``.
+        Raises UserError as ``load_study``, for an override of what the grid itself sets, and where two runs would share a folder.
         """
+        for override in self.overrides:
+            if override.partition("=")[0] in OWN:
+                raise UserError(f"{override}: a sweep sets {', '.join(OWN)} itself. Use --norms, --rates, --seeds or run.dir.")
+        found = []
         for seed in self.seeds:
             for path in self.configs:
                 for norm in self.norms:
                     for rate in self.rates:
                         name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
                         own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
-                        yield load_study(path, [*self.overrides, *own])
+                        found.append(load_study(path, [*self.overrides, *own]))
+        for folder, count in Counter(config.folder for config in found).items():
+            if count > 1:
+                raise UserError(f"{folder}: {count} runs of the sweep would be in it. Name each value and configuration once.")
+        return found
 
 
 @dataclass
@@ -52,30 +66,31 @@ class Outcome:
 
 def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outcome:
     """Trains every run of ``grid`` that is not done. ``retry`` tries those again whose numbers were not finite."""
-    runs = list(grid.runs())
-    outcome = Outcome()
+    runs, outcome = grid.runs(), Outcome()
+    main = accelerator.is_main_process
     for number, config in enumerate(runs, 1):
-        reason = on_main(accelerator, partial(_done, config, retry))
-        if accelerator.is_main_process:
-            say(f"run {number} of {len(runs)}: {config.folder}{f' ({reason})' if reason else ''}")
-        if reason is not None:
-            continue
         failure, mistake = None, False
         try:
-            outcome.signal = train(config, accelerator)
+            reason = on_main(accelerator, partial(_done, config, retry))
+            if main:
+                say(f"run {number} of {len(runs)}: {config.folder}{f' ({reason})' if reason else ''}")
+            if reason is None:
+                outcome.signal = train(config, accelerator)
         except TrainingDivergedError as error:
-            if accelerator.is_main_process:
-                note_failure(config.folder, str(error))
+            if main:
                 say(f"{config.folder}: {error}")
-        except UserError as error:
-            failure, mistake = str(error), True
-        except SystemExit:  # how a process ends whose main one has met a mistake
+        except SystemExit:  # how a process ends whose main one has met a mistake that all have agreed on
             mistake = True
         except Exception as error:
-            if accelerator.num_processes > 1:
-                raise  # the others may be waiting anywhere
-            traceback.print_exc()
-            failure = f"{type(error).__name__}: {error}"
+            # Alone with its trouble, a process of several must not go on: the others may be waiting for it anywhere. And what
+            # a disk or a permission refuses, it would refuse to every run.
+            alone = accelerator.num_processes > 1 and not isinstance(error, AgreedError)
+            if alone or cli.is_users(error):
+                raise
+            mistake = isinstance(error, UserError)
+            if not mistake:
+                traceback.print_exc()
+            failure = str(error) if mistake else f"{type(error).__name__}: {error}"
         if failure is not None:
             say(f"error: {config.folder} is broken, the sweep goes on: {failure}")
         outcome.broken += failure is not None or mistake
@@ -85,15 +100,27 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
     return outcome
 
 
+def readable(folders: Sequence[Path]) -> list[Result]:
+    """The runs that have been started in ``folders``, but for those that cannot be read, which were reported."""
+    found = []
+    for folder in folders:
+        with suppress(UserError):
+            result = read_run(folder)
+            _ = (result.tests, result.failure, result.images)
+            found.append(result)
+    return found
+
+
 def _done(config: Study, retry: bool) -> str | None:
-    """Why the run of ``config`` needs no training; None where it does. Removes the note of a failure that is to be retried."""
+    """Why the run of ``config`` needs no training; None where it does, or where its folder holds something else, which
+    training will refuse."""
     if not is_run(config.folder):
         return None
     result = read_run(config.folder)
-    if (error := result.failure) is not None:
-        if not retry:
-            return f"failed before: {error}"
-        (config.folder / FAILED).unlink()
-    if result.complete and result.config.training.epochs >= config.training.epochs:
+    if differences(keep_resolved(config, result.config), result.config):
+        return None
+    if not retry and (error := result.failure) is not None:
+        return f"failed before: {error}"
+    if result.failure is None and result.complete and result.config.training.epochs >= config.training.epochs:
         return "done"
     return None

@@ -2,17 +2,16 @@
 
 import csv
 import io
-import json
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gan.files import write_atomically
+from gan.files import make_folder, write_atomically
 from gan.networks import Discriminator, trainable_parameters
-from gan.settings import flatten
 from study.networks import cnn3, densenet_bc, vgg7
-from study.results import Result
+from study.results import Result, Row, rows
 
 NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}
 MODEL_NAMES = {
@@ -41,12 +40,8 @@ NORMS = ("batch", "spectral", "mean_spectral")
 class Cell:
     """The runs of one model, norm and learning rate that differ by their seed alone."""
 
-    model: str
-    data: str
     norm: str
     rate: float
-    epochs: float
-    images: int  # trained on
     accuracies: tuple[float, ...]  # in percent, of the runs that came to their end
     diverged: int
     unfinished: int
@@ -76,91 +71,101 @@ class Cell:
         return ", ".join(parts)
 
 
+def cells(row: Row) -> list[Cell]:
+    """In the order of norms and, from the largest, learning rates."""
+    found = []
+    for (norm, rate), runs in row.runs.items():
+        done = [run for run in runs if run.complete and run.failure is None]
+        diverged = sum(run.failure is not None for run in runs)
+        accuracies = tuple(100 * run.accuracy for run in done)
+        found.append(Cell(norm, rate, accuracies, diverged, len(runs) - len(done) - diverged))
+    return sorted(found, key=lambda cell: (list(NORM_NAMES).index(cell.norm), -cell.rate))
+
+
+def best(found: Sequence[Cell]) -> Cell | None:
+    """Of the cells of one model and norm, the one with the best mean, as the paper reports; None where none is whole."""
+    return max((cell for cell in found if cell.whole), key=lambda cell: cell.mean, default=None)
+
+
 def data_name(result: Result) -> str:
     """The data set's name, or that of the folder or file that it came from."""
     data = result.config.data
-    return Path(data.path or "").name if data.name == "folder" else data.name
+    if data.name != "folder":
+        return data.name
+    path = Path(data.path or "")
+    return path.name if path.suffix == ".zip" else "/".join(path.parts[-2:])
 
 
-def _trained_on(result: Result) -> int:
-    """Number of images, as the run's record of its start tells."""
-    starts = json.loads((result.folder / "environment.json").read_text())["starts"]
-    return int(starts[-1]["data"].rpartition("-")[2].partition("x")[0])
-
-
-def cells(results: Iterable[Result]) -> list[Cell]:
-    """Runs that differ by their seed alone, together; in the order of models, data, norms and rates."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        ignored = {*result.config.CHANGEABLE, "seed"} - {"training.epochs", "data.path"}
-        key = repr([item for item in flatten(result.config) if item[0] not in ignored])
-        groups.setdefault(key, []).append(result)
-    found = []
-    for group in groups.values():
-        first = group[0]
-        done = [r for r in group if r.complete and r.failure is None]
-        diverged = sum(r.failure is not None for r in group)
-        found.append(
-            Cell(
-                first.model, data_name(first), first.config.model.norm, first.config.optimizer.lr, first.config.training.epochs,
-                _trained_on(first), tuple(100 * r.accuracy for r in done), diverged, len(group) - len(done) - diverged,
-            )
-        )  # fmt: skip
-    order = list(NORM_NAMES)
-    return sorted(
-        found, key=lambda c: (list(MODEL_NAMES).index(c.model), c.data, c.images, c.epochs, order.index(c.norm), -c.rate)
-    )
-
-
-def best(row: Sequence[Cell]) -> Cell | None:
-    """Of the cells of one model and norm, the one with the best mean, as the paper reports; None where none is whole."""
-    return max((cell for cell in row if cell.whole), key=lambda cell: cell.mean, default=None)
-
-
-def _published(cell: Cell) -> tuple[float, bool] | None:
-    """What Table I has for the model and norm, and whether it is for the same data; None where it has nothing."""
-    data, accuracies = PUBLISHED_ACCURACY.get(cell.model.partition(",")[0], ("", {}))
-    if cell.norm not in accuracies:
+def _published(result: Result, norm: str) -> tuple[float, str, bool] | None:
+    """What Table I has for the model and norm, for which data, and whether these are the data; None where it has nothing."""
+    data, accuracies = PUBLISHED_ACCURACY[result.config.model.name]
+    if norm not in accuracies:
         return None
-    return accuracies[cell.norm], cell.data.lower().replace("-", "").replace("_", "").startswith(data)
+    ours = data_name(result).lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
+    return accuracies[norm], data, ours == data
 
 
-def _rows(found: Sequence[Cell]) -> list[list[Cell]]:
-    rows: dict[tuple[str, str, int, float, str], list[Cell]] = {}
-    for cell in found:
-        rows.setdefault((cell.model, cell.data, cell.images, cell.epochs, cell.norm), []).append(cell)
-    return list(rows.values())
+def _budget(row: Row, others: Sequence[Row]) -> str:
+    """What a row was trained on and for how long, and whatever else sets it apart from rows of the same model."""
+    config, images = row.first.config, row.first.trained_on
+    parts = [f"{images:,} images"] if images is not None else []
+    parts.append(f"{config.training.epochs:g} epochs")
+    if config.data.test_images is not None:
+        parts.append(f"tested on {config.data.test_images:,}")
+    shown = {"training.epochs", "data.train_images", "data.test_images", "images"}
+    for key, value in row.settings.items():
+        if key not in shown and any(other.settings[key] != value for other in others if other.first.model == row.first.model):
+            parts.append(f"{key}={value}")
+    return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One model and norm of Table I."""
+
+    result: Result
+    budget: str
+    norm: str
+    cells: Sequence[Cell]
+
+    @property
+    def chosen(self) -> Cell | None:
+        return best(self.cells)
+
+    @property
+    def published(self) -> tuple[float, str, bool] | None:
+        return _published(self.result, self.norm)
+
+    @property
+    def difference(self) -> float | None:
+        """The best measured accuracy minus the published, in points; None where the data are others."""
+        chosen, published = self.chosen, self.published
+        return chosen.mean - published[0] if chosen and published and published[2] else None
+
+
+def _table_lines(results: Iterable[Result]) -> list[_Line]:
+    all_rows, found = rows(results), []
+    for row in all_rows:
+        budget = _budget(row, all_rows)
+        for norm, own in itertools.groupby(cells(row), key=lambda cell: cell.norm):
+            found.append(_Line(row.first, budget, norm, list(own)))
+    return found
 
 
 def accuracy_table(results: Iterable[Result]) -> str:
     """Table I as Markdown: each learning rate's test accuracy in percent, the best, and what was published."""
-    found = cells(results)
-    rates = sorted({cell.rate for cell in found}, reverse=True)
+    found = _table_lines(results)
+    rates = sorted({cell.rate for line in found for cell in line.cells}, reverse=True)
     head = ["model", "data", "trained on", "norm", *(f"lr {rate:g}" for rate in rates), "best", "published", "difference"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for row in _rows(found):
-        first, chosen, published = row[0], best(row), _published(row[0])
-        by_rate = {cell.rate: cell for cell in row}
-        there = "" if published is None else f"{published[0]:.2f}"
-        if published is not None and not published[1]:
-            there += f" on {PUBLISHED_ACCURACY[first.model.partition(',')[0]][0]}"
-        difference = f"{chosen.mean - published[0]:+.2f}" if chosen and published and published[1] else ""
-        lines.append(
-            "| "
-            + " | ".join(
-                [
-                    MODEL_NAMES[first.model],
-                    first.data,
-                    f"{first.images:,} images, {first.epochs:g} epochs",
-                    NORM_NAMES[first.norm],
-                    *(by_rate[rate].text() if rate in by_rate else "" for rate in rates),
-                    f"{chosen.mean:.2f} (lr {chosen.rate:g})" if chosen else "",
-                    there,
-                    difference,
-                ]
-            )
-            + " |"
-        )
+    for line in found:
+        chosen, published, by_rate = line.chosen, line.published, {cell.rate: cell for cell in line.cells}
+        there = "" if published is None else f"{published[0]:.2f}{'' if published[2] else f' on {published[1]}'}"
+        values = [MODEL_NAMES[line.result.model], data_name(line.result), line.budget, NORM_NAMES[line.norm]]
+        values += [by_rate[rate].text() if rate in by_rate else "" for rate in rates]
+        values.append(f"{chosen.mean:.2f} (lr {chosen.rate:g})" if chosen else "")
+        values += [there, "" if line.difference is None else f"{line.difference:+.2f}"]
+        lines.append(f"| {' | '.join(values)} |")
     lines += [
         "",
         "Test accuracy in percent after the last epoch: mean ± standard deviation over trainings with other seeds (ddof 1), their"
@@ -169,31 +174,30 @@ def accuracy_table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy_csv(found: Sequence[Cell]) -> str:
-    names = ["model", "data", "images", "epochs", "norm", "lr", "seeds", "mean", "std_ddof1", "diverged", "unfinished", "best",
-        "published", "published_on_same_data"]  # fmt: skip
-    rows: list[list[object]] = []
-    for row in _rows(found):
-        chosen = best(row)
-        for cell in row:
-            published = _published(cell)
-            rows.append(
+def _accuracy_csv(results: Iterable[Result]) -> str:
+    names = ["model", "data", "trained_on", "norm", "lr", "seeds", "mean", "std_ddof1", "diverged", "unfinished", "best",
+        "published", "published_on", "difference"]  # fmt: skip
+    found: list[list[object]] = []
+    for line in _table_lines(results):
+        for cell in line.cells:
+            chosen, published = cell is line.chosen, line.published
+            found.append(
                 [
-                    cell.model, cell.data, cell.images, f"{cell.epochs:g}", cell.norm, f"{cell.rate:g}", len(cell.accuracies),
+                    line.result.model, data_name(line.result), line.budget, cell.norm, f"{cell.rate:g}", len(cell.accuracies),
                     f"{cell.mean:.4f}" if cell.accuracies else "", "" if cell.deviation is None else f"{cell.deviation:.4f}",
-                    cell.diverged, cell.unfinished, int(cell is chosen), published[0] if published else "",
-                    int(published[1]) if published else "",
+                    cell.diverged, cell.unfinished, int(chosen), *(published[:2] if published else ("", "")),
+                    f"{line.difference:.4f}" if chosen and line.difference is not None else "",
                 ]
             )  # fmt: skip
-    return csv_text(names, rows)
+    return csv_text(names, found)
 
 
-def csv_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def csv_text(names: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     """A table of comma-separated values under its column ``names``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows(rows)
+    writer.writerows(lines)
     return text.getvalue()
 
 
@@ -222,14 +226,14 @@ def _reason(difference: int, model: str, norm: str) -> str:
 
 def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
     """Table III: model, norm, published, ours, published minus ours, and why they differ."""
-    rows: list[tuple[str, str, int | None, int, int | None, str]] = []
+    found: list[tuple[str, str, int | None, int, int | None, str]] = []
     for model, ours in counts().items():
         for index, norm in enumerate(NORMS):
             published = PUBLISHED_COUNTS[model][index] if model in PUBLISHED_COUNTS else None
             difference = None if published is None else published - ours[index]
             reason = "not in the paper" if difference is None else _reason(difference, model, norm)
-            rows.append((model, norm, published, ours[index], difference, reason))
-    return rows
+            found.append((model, norm, published, ours[index], difference, reason))
+    return found
 
 
 def count_table() -> str:
@@ -251,11 +255,11 @@ def write_tables(results: Sequence[Result], out: Path) -> str:
 
     Without ``results`` there is no Table I.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     names = ["model", "norm", "published", "ours", "difference", "why"]
     files = {"table3.md": count_table() + "\n", "table3.csv": csv_text(names, count_rows())}
     if results:
-        files |= {"table1.md": accuracy_table(results) + "\n", "table1.csv": _accuracy_csv(cells(results))}
+        files |= {"table1.md": accuracy_table(results) + "\n", "table1.csv": _accuracy_csv(results)}
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return "\n".join(text for name, text in sorted(files.items()) if name.endswith(".md"))

@@ -1,6 +1,8 @@
 """The classifiers: their counts, their training, what they record, and what is made of it."""
 
 import json
+import multiprocessing
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -24,11 +26,10 @@ from study import sweep as sweeping
 from study.__main__ import main
 from study.classifier import ClassifierWork, step_after
 from study.config import LabelledData, Probes, Study, load_study
-from study.data import test_images as images_to_test_on
 from study.data import training_images
 from study.networks import build_classifier, densenet_bc, loss_of, weighted_layers
 from study.probes import Prober
-from study.results import read_run, read_runs
+from study.results import Result, read_run, read_runs, rows
 from study.tables import accuracy_table, best, cells, count_rows
 from tests.workers import in_process, run_together, study_here, study_to_the_end
 
@@ -119,7 +120,7 @@ def test_initial_weights_are_a_function_of_the_seed_and_the_same_under_every_nor
 def test_held_out_images_are_apart_and_the_same_for_every_run() -> None:
     data = LabelledData(name="digits", image_size=28)
     train_on = training_images(data)
-    tested = images_to_test_on(data, train_on)
+    tested = train_on.tested
     assert len(train_on) + len(tested) == 1797
     assert len(tested) == 359
     assert not set(train_on.source.indices) & set(tested.source.indices)
@@ -135,7 +136,7 @@ def test_classes_of_the_test_images_must_be_those_trained_on(tmp_path: Path) -> 
         Image.new("L", (28, 28)).save(tmp_path / name)
     data = LabelledData(name="folder", path=str(tmp_path / "train"), test_path=str(tmp_path / "test"), image_size=28)
     with pytest.raises(UserError, match=r"cat, cow.*cat, dog"):
-        images_to_test_on(data, training_images(data))
+        training_images(data)
 
 
 def test_vgg7_trains_on_files_in_the_format_of_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_vgg7_trains_on_files_in_the_format_of_svhn(tmp_path: Path, monkeypatch:
     assert read_run(tmp_path / "svhn_vgg7").complete
     trained_on = training_images(LabelledData(name="svhn", path=str(tmp_path)))
     assert trained_on.labels.numbers.tolist() == [(1 + index % 10) % 10 for index in range(40)]
-    assert len(images_to_test_on(LabelledData(name="svhn", path=str(tmp_path)), trained_on)) == 20
+    assert len(trained_on.tested) == 20
 
 
 # Training
@@ -341,6 +342,48 @@ def test_a_broken_run_is_reported_and_ends_no_other(
     assert "diverged" not in capsys.readouterr().out
 
 
+def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--config", str(DIGITS), "--norms", "batch", "--rates", "0.001", *TINY, f"run.dir={tmp_path}"]
+    assert study(*words) == 0
+    assert study(*words, "training.batch_size=40") == 2
+    assert "holds a run with other settings (training.batch_size: 20 -> 40)" in capsys.readouterr().err
+
+
+def test_a_damaged_run_ends_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", *SWEEP, *TINY, f"run.dir={tmp_path}"]
+    assert study(*words) == 0
+    damaged = tmp_path / "digits_cnn3_batch_lr0.001_seed0"
+    (damaged / "metrics.jsonl").write_text("{\n")
+    shutil.rmtree(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1")
+    assert study(*words) == 2
+    captured = capsys.readouterr()
+    assert "batch_lr0.001_seed0 is broken, the sweep goes on" in captured.err
+    assert "| MSN |" in captured.out
+    assert read_run(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1").complete
+
+
+def test_what_diverges_in_the_test_alone_is_told_as_diverged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", "--config", str(DIGITS), "--norms", "none", "--rates", "1e12", *TINY, "training.epochs=0.05"]
+    assert study(*words, f"run.dir={tmp_path}", "probes.every=0") == 0
+    captured = capsys.readouterr()
+    assert "not finite" in captured.err
+    assert "1 diverged" in captured.out
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_of_two_processes_meets_ends_both(tmp_path: Path) -> None:
+    for index in range(40):
+        folder = tmp_path / "images" / str(index % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), index).save(folder / f"{index}.png")
+    (tmp_path / "images" / "1" / "7.png").write_text("no image")
+    words = ["sweep", "--config", str(DIGITS), "--norms", "batch", "--rates", "0.001", *TINY, f"run.dir={tmp_path / 'runs'}",
+        "data.name=folder", f"data.path={tmp_path / 'images'}", "data.memory_gb=0", "training.epochs=5"]  # fmt: skip
+    with pytest.raises(AssertionError):
+        run_together(2, study_here, words)  # waits five minutes for processes that do not end
+    assert not multiprocessing.active_children()
+
+
 def test_a_mistake_in_one_configuration_is_told_before_anything_is_trained(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("model: {name: vgg7, variant: published}\n")
@@ -351,14 +394,36 @@ def test_a_mistake_in_one_configuration_is_told_before_anything_is_trained(tmp_p
 
 def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path, tmp_path: Path) -> None:
     other = train(tmp_path, "seed=1", name="seed")
-    longer = train(tmp_path, "seed=2", "training.epochs=0.6", name="longer")
-    found = cells(read_runs([finished, other, longer]))
-    assert sorted(len(cell.accuracies) for cell in found) == [1, 2]
-    (two,) = (cell for cell in found if len(cell.accuracies) == 2)
+    apart = [
+        train(tmp_path, "seed=2", "training.epochs=0.6", name="longer"),
+        train(tmp_path, "seed=2", "data.train_images=380", name="fewer"),
+        train(tmp_path, "seed=2", "data.test_images=50", name="tested"),
+        train(tmp_path, "seed=2", "training.batch_size=40", name="batch"),
+    ]
+    found = rows(read_runs([finished, other, *apart, finished]))
+    assert sorted(len(cells(row)[0].accuracies) for row in found) == [1, 1, 1, 1, 2]
+    (two,) = (cell for row in found for cell in cells(row) if len(cell.accuracies) == 2)
     accuracies = [100 * read_run(run).accuracy for run in (finished, other)]
     assert two.mean == pytest.approx(np.mean(accuracies))
     assert two.deviation == pytest.approx(np.std(accuracies, ddof=1))
-    assert best(found[:1]) == found[0]
+    assert best([two]) == two
+    table = accuracy_table(read_runs([finished, other, *apart]))
+    assert table.count("| 3-layer CNN |") == 5
+    assert table.count("training.batch_size=40") == 1
+
+
+def test_a_run_and_its_copy_are_not_two_seeds(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    with pytest.raises(UserError, match="the same settings and seed"):
+        rows(read_runs([finished, tmp_path / "copy"]))
+
+
+@pytest.mark.parametrize(("name", "same"), [("cifar10", True), ("cifar100", False), ("svhn", False)])
+def test_a_difference_is_to_the_same_data_alone(name: str, same: bool, finished: Path) -> None:
+    run = read_run(finished)
+    config = set_value(set_value(run.config, "model.name", "densenet_bc"), "data.name", name)
+    moved = Result(run.folder, set_value(config, "optimizer.lr", 0.001))
+    assert ("91.65 on cifar10" not in accuracy_table([moved])) == same
 
 
 def test_in_a_folder_of_runs_those_of_gans_are_passed_over(finished: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -426,6 +491,9 @@ def test_speed_is_measured_for_every_model_and_norm(tmp_path: Path, monkeypatch:
         (["train", "--config", str(DIGITS), "optimizer.lr=0"], "positive"),
         (["train", "--config", str(DIGITS), "probes.layers=[9]"], "no layer 9; there are 4"),
         (["train", "--config", str(DIGITS), "probes.layers=[0]"], "numbered from 1"),
+        (["train", "--config", str(DIGITS), "probes.layers=[]"], "each layer once"),
+        (["tables", "--out", "a.png"], "cannot be made"),
+        (["tables", "--out", "a.png/sub"], "cannot be made"),
         (["train", "--config", str(DIGITS), "data.image_size=1", "model.name=vgg7"], "too small"),
         (["train", "--config", str(DIGITS), "data.name=folder", "data.path=FLAT.zip"], "no classes"),
         (["train", "--config", str(DIGITS), "training.batch_size=1"], "at least 2"),
@@ -479,5 +547,10 @@ def test_ready_configurations_load_under_their_own_name() -> None:
 def test_a_sweep_goes_through_every_combination_of_its_grid() -> None:
     grid = sweeping.Grid([DIGITS], ["batch", "spectral"], [0.1, 1e-4], [0, 7], ["training.epochs=3"])
     runs = [(c.model.norm, c.optimizer.lr, c.seed, c.training.epochs) for c in grid.runs()]
+    for changed in (["run.name=x"], ["model.norm=none"], ["seed=3"], ["optimizer.lr=1"]):
+        with pytest.raises(UserError, match=r"sets model\.norm"):
+            sweeping.Grid([DIGITS], ["batch"], [0.1], [0], changed).runs()
+    with pytest.raises(UserError, match="2 runs of the sweep"):
+        sweeping.Grid([DIGITS], ["batch"], [0.1], [0, 0], []).runs()
     assert len(set(runs)) == len({c.run.name for c in grid.runs()}) == 8
     assert ("spectral", 1e-4, 7, 3.0) in runs
