@@ -1,21 +1,26 @@
-"""Normalisation of a layer: batch norm, spectral norm and mean spectral norm, interchangeable. Torch only.
+"""Normalisation of a layer: batch norm, spectral norm and mean spectral norm, interchangeable.
 
 In training mode the statistics that mix images are those of the whole batch over all processes, if torch.distributed
 is initialised: every process must then run the same layers on the same number of images.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan.centred import (
+    Centred,
+    CentredConvolution,
+    arguments_of,
+    as_matrix,
+    full_precision,
+    mean_over_processes,
+    processes,
+)
+
 Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-Reorder: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differentiable: bool = False) -> nn.Module:
@@ -53,38 +58,6 @@ def normalize_input(channels: int, norm: str) -> nn.Module:
     if norm in ("none", "spectral"):
         return nn.Identity()
     raise ValueError(f"norm {norm!r}: expected none, batch, spectral or mean_spectral")
-
-
-def processes() -> int:
-    """Number of processes that share a batch."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """An all-reduce that can be differentiated any number of times: every process's loss depends on every input, so the
-    gradient of an input is the sum of theirs. (torch.distributed.nn has the same and has been deprecated.)"""
-
-    @staticmethod
-    def forward(_context: Any, x: Tensor) -> Tensor:
-        summed = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:
-        result: Tensor = _SumOverProcesses.apply(gradient)
-        return result
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
-    count = processes()
-    return x if count == 1 else _SumOverProcesses.apply(x) / count
-
-
-def _full_precision(device: str) -> AbstractContextManager[Any]:
-    """No autocast; entering its context where there is none would cost more than some of the layers' operations."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class BatchNorm(nn.SyncBatchNorm):
@@ -156,8 +129,8 @@ class SpectralNorm(nn.Module):
     @torch.no_grad()
     def iterate(self, iterations: int = 1) -> None:
         """Moves u and v towards the singular vectors of the largest singular value."""
-        matrix, _, backwards = _as_matrix(self.layer.weight, self._transposed)
-        with _full_precision(matrix.device.type):
+        matrix, _, backwards = as_matrix(self.layer.weight, self._transposed)
+        with full_precision(matrix.device.type):
             v = self.v
             for _ in range(iterations):
                 v = F.normalize(matrix.T @ self.u, dim=0)
@@ -178,32 +151,10 @@ class SpectralNorm(nn.Module):
         return _apply(self.layer, x, self.weight(), self.layer.bias)
 
 
-def _as_matrix(weight: Tensor, transposed: bool) -> tuple[Tensor, Reorder, Reorder]:
-    """W as (outputs, rest), without a copy where it is channels last; and what brings a vector over the rest from (inputs,
-    kernel), the order in which v is kept, into the matrix's order, and back.
-
-    A transposed convolution keeps its outputs in dimension 1.
-    """
-    if transposed:  # its rest is in the order of v in memory, too
-        return weight.permute(0, 2, 3, 1).flatten(0, 2).T, _as_it_is, _as_it_is
-    if weight.dim() == 2 or weight.is_contiguous():
-        return weight.flatten(1), _as_it_is, _as_it_is
-    inputs, height, width = weight.shape[1:]
-    return (
-        weight.permute(0, 2, 3, 1).flatten(1),
-        lambda v: v.view(inputs, height, width).permute(1, 2, 0).flatten(),
-        lambda v: v.view(height, width, inputs).permute(2, 0, 1).flatten(),
-    )
-
-
-def _as_it_is(vector: Tensor) -> Tensor:
-    return vector
-
-
 def _sigma(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
     """u^T W v. Can be differentiated any number of times."""
-    matrix, forwards, _ = _as_matrix(weight, transposed)
-    with _full_precision(weight.device.type):
+    matrix, forwards, _ = as_matrix(weight, transposed)
+    with full_precision(weight.device.type):
         return torch.dot(u, matrix @ forwards(v))
 
 
@@ -272,7 +223,7 @@ class MeanSpectralNorm(SpectralNorm):
         if not self.training:
             return _apply(self.layer, x, weight, self.m - self.running_mean)
         rounded = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        with _full_precision(x.device.type):
+        with full_precision(x.device.type):
             output, mean = self._centred(x.to(rounded), weight)
         if output.numel() // len(mean) * processes() == 1:
             raise ValueError("mean spectral norm needs more than one value per channel in training")
@@ -287,7 +238,7 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        output, mean = _CentredConvolution.apply(x, weight, self.m, _arguments(self.layer))
+        output, mean = CentredConvolution.apply(x, weight, self.m, arguments_of(self.layer))
         return output, mean
 
 
@@ -311,199 +262,9 @@ class Centring(nn.Module):
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
         if h.numel() // h.shape[1] * processes() == 1:
             raise ValueError("centring needs more than one value per channel in training")
-        output, mean = _Centred.apply(h, self.m)
+        output, mean = Centred.apply(h, self.m)
         self.running_mean.lerp_(mean, self.momentum)
         return output
-
-
-class _Centred(torch.autograd.Function):
-    """h, m -> h - E[h] + m, and E[h], which is not differentiated: two passes over h, and in the backward pass (Eq. 10) two
-    over the gradient. Can be differentiated any number of times."""
-
-    @staticmethod
-    def forward(context: Any, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        mean = mean_over_processes(_channel_sums(h, m.dtype) / (h.numel() // len(m)))
-        context.mark_non_differentiable(mean)
-        return h + (m - mean).to(h.dtype).view(1, -1, 1, 1), mean
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        g_m = _channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
-        mean = mean_over_processes(g_m / (gradient.numel() // len(g_m)))
-        return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
-
-
-class _Arguments(NamedTuple):
-    """Of a convolution, as torch.convolution and its backward pass take them."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-
-def _arguments(layer: nn.Conv2d | nn.ConvTranspose2d) -> _Arguments:
-    assert not isinstance(layer.padding, str)
-    return _Arguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
-
-
-class _CentredConvolution(torch.autograd.Function):
-    """x, W, m -> W * x - E[W * x] + m (Eq. 7), and E[W * x], which is not differentiated.
-
-    E[W * x] is W times the mean patch: what each entry of the kernel sees, averaged over batch and positions. It comes
-    from the mean image of the batch, so the only pass over something large is the one that averages x.
-
-    Backward (Eq. 10): with G the gradient of the output and s its mean per channel, the convolution's own backward pass is
-    given G - s. That is linear too. So either s is subtracted first, or G is given as it is and what s would have given is
-    subtracted after: one image from the gradient of x, an outer product with the mean patch from that of W. The
-    cheaper of the two is taken: where G is much smaller than x (stride 2), the first.
-
-    A second derivative goes through the definition instead.
-    """
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: _Arguments) -> tuple[Tensor, Tensor]:
-        rounded = weight.to(x.dtype)
-        rows, columns = _windows(x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-        image = mean_over_processes(_mean_image(x, weight.dtype))
-        patch = columns @ (rows @ image.flatten(1)).unflatten(1, image.shape[1:])  # kernel-height kernel-width C
-        patch = patch.permute(2, 0, 1)
-        mean = _respond(rounded.to(weight.dtype), patch, arguments)
-        context.save_for_backward(x, weight, m, patch)
-        context.arguments = arguments
-        context.mark_non_differentiable(mean)
-        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight, m, patch = context.saved_tensors
-        arguments, (need_x, need_weight, *_) = context.arguments, context.needs_input_grad
-        if torch.is_grad_enabled():
-            inputs = [t for t, needed in zip((x, weight, m), context.needs_input_grad, strict=False) if needed]
-            output = _centred_by_definition(x, weight, m, arguments)
-            found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
-            g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
-            return g_x, g_weight, g_m, None
-        rounded = weight.to(x.dtype)
-        values = gradient.numel() // gradient.shape[1] * processes()  # that a channel's mean is over
-
-        def convolution_backward(gradient: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-            mask = [need_x, need_weight, bias]
-            result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-                gradient, x, rounded, [len(m)], *arguments, mask
-            )
-            return result
-
-        if 3 * gradient.numel() <= 2 * x.numel():
-            g_m = _channel_sums(gradient, weight.dtype)
-            s = (_summed_over_processes(g_m) / values).to(gradient.dtype)
-            g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
-            return g_x, g_weight, g_m, None
-        # The gradient of a bias comes with that of the weight, and not without it.
-        g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
-        g_m = g_m.to(weight.dtype) if need_weight else _channel_sums(gradient, weight.dtype)
-        if need_x:
-            rows, columns = _windows(x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-            s = _summed_over_processes(g_m) / (gradient.shape[0] * processes())  # times what the windows divide by
-            above = _respond_back(rounded.to(weight.dtype), s, weight.shape[2:], arguments).permute(1, 2, 0)
-            _subtract_image(g_x, (rows.T @ (columns.T @ above).flatten(1)).to(g_x.dtype))
-        if need_weight:
-            g_weight = g_weight.to(weight.dtype)
-            # The outer product of s and the mean patch, of which s is without its divisor and the patch has it.
-            _grouped(g_weight, arguments).addcmul_(
-                g_m.view(arguments.groups, -1, 1, 1, 1), patch.unflatten(0, (arguments.groups, 1, -1)), value=-1
-            )
-        return g_x, g_weight, g_m, None
-
-
-def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: _Arguments) -> Tensor:
-    """Eq. 7 word for word, for any number of derivatives."""
-    h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
-    mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
-    return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-# Sums over images, and over all but the channels, take torch ten times as long for four dimensions as for the two that the
-# memory has (CPU, 2.14), so these flatten first.
-def _mean_image(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (H, W, C), in ``dtype``."""
-    _, channels, height, width = x.shape
-    if _is_channels_last(x):
-        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(height, width, channels) / len(x)
-    return (x.flatten(1).sum(0, dtype=dtype).view(channels, height, width) / len(x)).permute(1, 2, 0)
-
-
-def _channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (C,), in ``dtype``."""
-    if not _is_channels_last(x):
-        return x.sum((0, 2, 3), dtype=dtype)
-    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=dtype)
-
-
-def _subtract_image(x: Tensor, image: Tensor) -> None:
-    """Takes ``image`` (H, W C) from every image of ``x`` (B, C, H, W), in place."""
-    if _is_channels_last(x):
-        x.permute(0, 2, 3, 1).flatten(1).sub_(image.flatten())
-    else:
-        x.sub_(image.unflatten(1, (x.shape[3], -1)).permute(2, 0, 1))
-
-
-def _summed_over_processes(x: Tensor) -> Tensor:
-    return x if processes() == 1 else _SumOverProcesses.forward(None, x)
-
-
-@lru_cache(256)
-def _windows(
-    image: torch.Size, kernel: torch.Size, arguments: _Arguments, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Matrices (kernel size, image size) for rows and columns: an entry is the share of output positions at which an
-    entry of the kernel meets a row (or column) of the image."""
-    rows, columns = (_window(image[d], kernel[d], d, arguments).to(device, dtype) for d in (0, 1))
-    return rows, columns
-
-
-def _window(size: int, kernel: int, d: int, arguments: _Arguments) -> Tensor:
-    stride, padding, dilation = arguments.stride[d], arguments.padding[d], arguments.dilation[d]
-    taps, places = torch.arange(kernel)[:, None], torch.arange(size)[None]
-    if arguments.transposed:
-        outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + arguments.output_padding[d] + 1
-        output = places * stride - padding + taps * dilation  # that the place contributes to through the tap
-        meets = (output >= 0) & (output < outputs)
-    else:
-        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        start = places + padding - taps * dilation  # of the window in which the tap lies on the place
-        meets = (start >= 0) & (start < outputs * stride) & (start % stride == 0)
-    return meets.to(torch.float64) / outputs
-
-
-def _grouped(weight: Tensor, arguments: _Arguments) -> Tensor:
-    """Weight as (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
-    grouped = weight.unflatten(0, (arguments.groups, -1))  # a view, also to write to
-    return grouped.transpose(1, 2) if arguments.transposed else grouped
-
-
-def _respond(weight: Tensor, patch: Tensor, arguments: _Arguments) -> Tensor:
-    """What each output makes of one ``patch`` (C, height, width): (outputs,)."""
-    parts = []
-    for own, seen in zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups), strict=True):
-        matrix, forwards, _ = _as_matrix(own, arguments.transposed)
-        parts.append(matrix @ forwards(seen.flatten()))
-    return torch.cat(parts)
-
-
-def _respond_back(weight: Tensor, gradient: Tensor, kernel: torch.Size, arguments: _Arguments) -> Tensor:
-    """The gradient of the patch in ``_respond``: (C, height, width)."""
-    parts = []
-    for own, above in zip(weight.chunk(arguments.groups), gradient.chunk(arguments.groups), strict=True):
-        matrix, _, backwards = _as_matrix(own, arguments.transposed)
-        parts.append(backwards(matrix.T @ above))
-    return torch.cat(parts).unflatten(0, (-1, *kernel))
 
 
 def _apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
