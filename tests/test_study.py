@@ -5,6 +5,7 @@ import multiprocessing
 import shutil
 import signal
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,15 @@ def test_probes_change_no_weight(norm: str, tmp_path: Path) -> None:
 def test_a_killed_run_goes_on_bit_for_bit(norm: str, tmp_path: Path) -> None:
     settings = [*TINY, "training.epochs=2", "checkpoint.every=1", f"model.norm={norm}", f"run.dir={tmp_path}"]
     words = ["train", "--config", str(DIGITS), *settings]
-    assert study(*words, "run.name=calm") == 0
-    codes = [in_process(study_to_the_end, [*words, "run.name=killed"], kill_after=seconds) for seconds in (0.9, 1.0, 1.2)]
+    # In a process like those that are killed: with another number of threads, sums are others in the last bit.
+    assert in_process(study_to_the_end, [*words, "run.name=calm"]) == 0
+    saved = tmp_path / "killed" / "checkpoints"
+    codes = [
+        in_process(study_to_the_end, [*words, "run.name=killed"], kill_when=(saved / f"step-{step:08d}").exists)
+        for step in (3, 12, 25)
+    ]
     assert in_process(study_to_the_end, [*words, "run.name=killed"]) == 0
-    assert -signal.SIGKILL in codes
+    assert codes == [-signal.SIGKILL] * 3
     calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
     assert killed["probes.jsonl"] == calm["probes.jsonl"]
     assert killed["metrics"] == calm["metrics"]
@@ -297,11 +303,16 @@ SWEEP = ["--config", str(DIGITS), "--norms", "batch", "mean_spectral", "--rates"
 @pytest.mark.slow
 def test_a_sweep_that_was_killed_gives_the_same_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", *SWEEP, *TINY]
+    assert in_process(study_to_the_end, [*words, f"run.dir={tmp_path / 'calm'}"]) == 0
     assert study(*words, f"run.dir={tmp_path / 'calm'}") == 0
     calm = capsys.readouterr().out
     stopped = [*words, f"run.dir={tmp_path / 'stopped'}"]
-    codes = [in_process(study_to_the_end, stopped, kill_after=seconds) for seconds in (0.9, 1.2, 1.2)]
-    assert -signal.SIGKILL in codes
+
+    def begun(count: int) -> Callable[[], bool]:
+        return lambda: len(list((tmp_path / "stopped").glob("*/metrics.jsonl"))) >= count
+
+    codes = [in_process(study_to_the_end, stopped, kill_when=begun(count)) for count in (1, 2, 3)]
+    assert codes == [-signal.SIGKILL] * 3
     assert in_process(study_to_the_end, stopped) == 0
     assert study(*stopped) == 0
     captured = capsys.readouterr()

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,19 @@ def train_here(arguments: list[str]) -> None:
     assert cli.run(lambda: program.main(arguments)) == 0
 
 
-def in_process(function: Callable[..., None], *arguments: Any, kill_after: float | None = None) -> int:
-    """The exit code of ``function`` in a process of its own, negative for a signal; killed after some seconds if asked."""
+def in_process(
+    function: Callable[..., None],
+    *arguments: Any,
+    kill_after: float | None = None,
+    kill_when: Callable[[], bool] = lambda: False,
+) -> int:
+    """The exit code of ``function`` in a process of its own, negative for a signal; killed after some seconds, or as soon as
+    something is so, if asked."""
     worker = _context.Process(target=function, args=arguments)
     worker.start()
-    worker.join(kill_after if kill_after is not None else 300)
+    end = time.monotonic() + (kill_after if kill_after is not None else 300)
+    while worker.is_alive() and time.monotonic() < end and not kill_when():
+        worker.join(0.003)
     if worker.is_alive():
         worker.kill()
         worker.join()
