@@ -127,20 +127,18 @@ def _grid(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _by_norm(panel: Panel, draw: Callable[[Axes, Result], None], label: str) -> Figure:
-    """One row of panels, a norm each, with layers as lines."""
-    figure, axes = _grid(1, len(panel), sharey=True)
-    for axis, (norm, result) in zip(axes[0], panel.items(), strict=True):
-        draw(axis, result)
-        axis.set_title(NORM_NAMES[norm])
-        axis.set_xlabel("training step")
-    axes[0][0].set_ylabel(label)
-    _legend_of_layers(figure, axes[0][-1])
-    return figure
-
-
-def _legend_of_layers(figure: Figure, axis: Axes) -> None:
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", title="layer", fontsize=8)
+def _by_norm(panel: Panel, values: dict[str, Callable[[Record], float]]) -> tuple[Figure, Any]:
+    """A column of panels for each norm, a row for each of the ``values`` by its label, layers as lines."""
+    figure, axes = _grid(len(values), len(panel), sharex="col", sharey="row")
+    for column, (norm, result) in enumerate(panel.items()):
+        for row, value in enumerate(values.values()):
+            _lines(axes[row][column], result, value)
+        axes[0][column].set_title(NORM_NAMES[norm])
+        axes[-1][column].set_xlabel("training step")
+    for row, label in enumerate(values):
+        axes[row][0].set_ylabel(label)
+    figure.legend(*axes[0][-1].get_legend_handles_labels(), loc="outside right center", title="layer", fontsize=8)
+    return figure, axes
 
 
 def _lines(axis: Axes, result: Result, value: Callable[[Record], float]) -> None:
@@ -152,17 +150,15 @@ def _lines(axis: Axes, result: Result, value: Callable[[Record], float]) -> None
 
 def _sparsity(panel: Panel) -> Figure:
     """Figure 1: the share of a weight gradient's entries that are exactly zero; below, of those that are nearly so."""
-    threshold = THRESHOLDS[2]
-    figure, axes = _grid(2, len(panel), sharex="col", sharey="row")
-    for column, (norm, result) in enumerate(panel.items()):
-        _lines(axes[0][column], result, lambda r: 100 * r["gradient_zero"])
-        _lines(axes[1][column], result, lambda r: 100 * r["gradient_below"][f"{threshold:g}"])
-        axes[0][column].set_title(NORM_NAMES[norm])
-        axes[1][column].set_xlabel("training step")
+    threshold = f"{THRESHOLDS[2]:g}"
+    figure, axes = _by_norm(
+        panel,
+        {
+            "gradient entries = 0 (%)": lambda r: 100 * r["gradient_zero"],
+            f"|entries| < {threshold} (%)": lambda r: 100 * r["gradient_below"][threshold],
+        },
+    )
     axes[0][0].set_ylim(-0.03, max(1.0, axes[0][0].get_ylim()[1]))  # lines at zero are seen
-    axes[0][0].set_ylabel("gradient entries = 0 (%)")
-    axes[1][0].set_ylabel(f"|entries| < {threshold:g} (%)")
-    _legend_of_layers(figure, axes[0][-1])
     return figure
 
 
@@ -217,16 +213,11 @@ def _bands(panel: Panel) -> Figure:
 def _drift(panel: Panel) -> Figure:
     """Figure 4: above the mean of each layer's weights, as the paper's axis says, below that of its
     pre-activations, as its text."""
-    figure, axes = _grid(2, len(panel), sharex="col", sharey="row")
-    for column, (norm, result) in enumerate(panel.items()):
-        _lines(axes[0][column], result, lambda r: r["weight_mean"])
-        _lines(axes[1][column], result, lambda r: r["preactivation_mean"])
-        axes[0][column].set_title(NORM_NAMES[norm])
-        axes[1][column].set_xlabel("training step")
-    axes[0][0].set_ylabel("mean of weights")
-    axes[1][0].set_ylabel("mean of pre-activations")
-    _legend_of_layers(figure, axes[0][-1])
-    return figure
+    values: dict[str, Callable[[Record], float]] = {
+        "mean of weights": lambda r: r["weight_mean"],
+        "mean of pre-activations": lambda r: r["preactivation_mean"],
+    }
+    return _by_norm(panel, values)[0]
 
 
 def _histograms(panel: Panel) -> Figure:
@@ -267,4 +258,4 @@ def _histogram(axis: Axes, record: Record, colour: str) -> None:
 
 def _singular_values(panel: Panel) -> Figure:
     """Figure 6: the mean over a layer's kernels of the largest singular value."""
-    return _by_norm(panel, lambda axis, r: _lines(axis, r, lambda record: record["singular_kernel_mean"]), "mean singular value")
+    return _by_norm(panel, {"mean singular value": lambda r: r["singular_kernel_mean"]})[0]
