@@ -13,6 +13,7 @@ from benchmarks.steps import discriminator_like
 from gan.losses import discriminator_loss
 from gan.norms import SpectralNorm, iterate_spectral_norms
 from gan.runs import computes_in_bf16
+from gan.updates import score
 from study.networks import BUILDERS
 from study.tables import MODEL_NAMES
 
@@ -44,7 +45,7 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
         iterate_spectral_norms(network)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            scores = network(real), network(fake)
+            scores = score(network, real, fake, joint=False)
         loss = discriminator_loss("sngan", *(s.float() for s in scores))
         loss.backward()
         optimizer.step()

@@ -120,10 +120,8 @@ class CentredConvolution(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
         rounded = weight.to(x.dtype)
-        rows, columns = _windows(x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-        image = mean_over_processes(_mean_image(x, weight.dtype))
-        patch = columns @ (rows @ image.flatten(1)).unflatten(1, image.shape[1:])  # kernel-height kernel-width C
-        patch = patch.permute(2, 0, 1)
+        windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
+        patch = windows @ mean_over_processes(_summed_image(x, weight.dtype))  # kernel C
         mean = _respond(rounded.to(weight.dtype), patch, arguments)
         context.save_for_backward(x, weight, m, patch)
         context.arguments = arguments
@@ -159,15 +157,16 @@ class CentredConvolution(torch.autograd.Function):
         g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
         g_m = g_m.to(weight.dtype) if need_weight else _channel_sums(gradient, weight.dtype)
         if need_x:
-            rows, columns = _windows(x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-            s = _summed_over_processes(g_m) / (gradient.shape[0] * processes())  # times what the windows divide by
-            above = _respond_back(rounded.to(weight.dtype), s, weight.shape[2:], arguments).permute(1, 2, 0)
-            _subtract_image(g_x, (rows.T @ (columns.T @ above).flatten(1)).to(g_x.dtype))
+            windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
+            s = _summed_over_processes(g_m) / processes()  # times what the windows divide by
+            above = _respond_back(rounded.to(weight.dtype), s, arguments)  # kernel C
+            _subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
         if need_weight:
             g_weight = g_weight.to(weight.dtype)
             # The outer product of s and the mean patch, of which s is without its divisor and the patch has it.
+            taps = patch.unflatten(0, weight.shape[2:]).permute(2, 0, 1)  # C kernel-height kernel-width
             _grouped(g_weight, arguments).addcmul_(
-                g_m.view(arguments.groups, -1, 1, 1, 1), patch.unflatten(0, (arguments.groups, 1, -1)), value=-1
+                g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
             )
         return g_x, g_weight, g_m, None
 
@@ -185,12 +184,12 @@ def _is_channels_last(x: Tensor) -> bool:
 
 # Sums over images, and over all but the channels, take torch ten times as long for four dimensions as for the two that the
 # memory has (CPU, 2.14), so these flatten first.
-def _mean_image(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (H, W, C), in ``dtype``."""
-    _, channels, height, width = x.shape
+def _summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) to (H W, C), in ``dtype``."""
+    channels = x.shape[1]
     if _is_channels_last(x):
-        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(height, width, channels) / len(x)
-    return (x.flatten(1).sum(0, dtype=dtype).view(channels, height, width) / len(x)).permute(1, 2, 0)
+        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(-1, channels)
+    return x.flatten(1).sum(0, dtype=dtype).view(channels, -1).T
 
 
 def _channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -201,25 +200,25 @@ def _channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _subtract_image(x: Tensor, image: Tensor) -> None:
-    """Takes ``image`` (H, W C) from every image of ``x`` (B, C, H, W), in place."""
+    """Takes ``image`` (H W, C) from every image of ``x`` (B, C, H, W), in place."""
     if _is_channels_last(x):
         x.permute(0, 2, 3, 1).flatten(1).sub_(image.flatten())
     else:
-        x.sub_(image.unflatten(1, (x.shape[3], -1)).permute(2, 0, 1))
+        x.sub_(image.unflatten(0, x.shape[2:]).permute(2, 0, 1))
 
 
 def _summed_over_processes(x: Tensor) -> Tensor:
     return x if processes() == 1 else _SumOverProcesses.forward(None, x)
 
 
-@lru_cache(256)
+@lru_cache(64)
 def _windows(
-    image: torch.Size, kernel: torch.Size, arguments: Arguments, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Matrices (kernel size, image size) for rows and columns: an entry is the share of output positions at which an
-    entry of the kernel meets a row (or column) of the image."""
-    rows, columns = (_window(image[d], kernel[d], d, arguments).to(device, dtype) for d in (0, 1))
-    return rows, columns
+    batch: int, image: torch.Size, kernel: torch.Size, arguments: Arguments, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(kernel, H W): the share of output positions at which an entry of the kernel meets a position of the image, over the
+    number of images: what makes of their sum the mean patch."""
+    rows, columns = (_window(image[d], kernel[d], d, arguments) for d in (0, 1))
+    return (torch.kron(rows, columns) / batch).to(device, dtype)
 
 
 def _window(size: int, kernel: int, d: int, arguments: Arguments) -> Tensor:
@@ -243,18 +242,26 @@ def _grouped(weight: Tensor, arguments: Arguments) -> Tensor:
 
 
 def _respond(weight: Tensor, patch: Tensor, arguments: Arguments) -> Tensor:
-    """What each output makes of one ``patch`` (C, height, width): (outputs,)."""
-    parts = []
-    for own, seen in zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups), strict=True):
-        matrix, forwards, _ = as_matrix(own, arguments.transposed)
-        parts.append(matrix @ forwards(seen.flatten()))
-    return torch.cat(parts)
+    """What each output makes of one ``patch`` (kernel, C): (outputs,)."""
+    if arguments.groups == 1:
+        matrix = as_matrix(weight, arguments.transposed)[0]
+        return matrix @ (patch if _kernel_first(weight, arguments) else patch.T).flatten()
+    one = arguments._replace(groups=1)
+    parts = zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups, 1), strict=True)
+    return torch.cat([_respond(own, seen, one) for own, seen in parts])
 
 
-def _respond_back(weight: Tensor, gradient: Tensor, kernel: torch.Size, arguments: Arguments) -> Tensor:
-    """The gradient of the patch in ``_respond``: (C, height, width)."""
-    parts = []
-    for own, above in zip(weight.chunk(arguments.groups), gradient.chunk(arguments.groups), strict=True):
-        matrix, _, backwards = as_matrix(own, arguments.transposed)
-        parts.append(backwards(matrix.T @ above))
-    return torch.cat(parts).unflatten(0, (-1, *kernel))
+def _respond_back(weight: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+    """The gradient of the patch in ``_respond``: (kernel, C)."""
+    if arguments.groups == 1:
+        above = as_matrix(weight, arguments.transposed)[0].T @ gradient
+        taps = weight.shape[2:].numel()
+        return above.view(taps, -1) if _kernel_first(weight, arguments) else above.view(-1, taps).T
+    one = arguments._replace(groups=1)
+    parts = zip(weight.chunk(arguments.groups), gradient.chunk(arguments.groups), strict=True)
+    return torch.cat([_respond_back(own, above, one) for own, above in parts], 1)
+
+
+def _kernel_first(weight: Tensor, arguments: Arguments) -> bool:
+    """Whether the rest in ``as_matrix`` is in the order (kernel, inputs) rather than (inputs, kernel)."""
+    return not arguments.transposed and not weight.is_contiguous()

@@ -13,7 +13,7 @@ from gan.data import BatchStream
 from gan.job import Job, Metrics, to_device
 from gan.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
 from gan.networks import build_discriminator, build_generator
-from gan.norms import SpectralNorm, iterate_spectral_norms
+from gan.norms import SpectralNorm, divided_once, iterate_spectral_norms
 from gan.settings import to_yaml
 
 
@@ -75,7 +75,8 @@ def score(discriminator: nn.Module, real: Tensor, fake: Tensor, *, joint: bool) 
     if joint:
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         return real_scores, fake_scores
-    return discriminator(real), discriminator(fake)
+    with divided_once(discriminator):
+        return discriminator(real), discriminator(fake)
 
 
 def update_discriminator(players: Players, real: Tensor, fake: Tensor, update: int, job: GanJob) -> Metrics:

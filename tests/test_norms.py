@@ -1,5 +1,6 @@
 """The norms against their definitions, in float64."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gan.norms import (
     Centring,
     MeanSpectralNorm,
     SpectralNorm,
+    divided_once,
     iterate_spectral_norms,
     normalize,
     normalize_input,
@@ -307,6 +309,22 @@ def test_power_iteration_runs_only_when_asked() -> None:
         module.layer.weight.normal_()
     iterate_spectral_norms(module)
     assert not torch.equal(module.u, before)
+
+
+@given(layers_and_inputs())
+def test_weights_divided_once_for_two_batches_change_no_value_and_no_gradient(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    network, found = nn.Sequential(SpectralNorm(layer, initial_iterations=1)), []
+    for once in (False, True):
+        with divided_once(network) if once else nullcontext():
+            assert (network[0].weight() is network[0].weight()) == once
+            outputs = network(x), network(2 * x)
+        sum(y.square().sum() for y in outputs).backward()
+        found.append([*outputs, layer.weight.grad])
+        layer.weight.grad = None
+    assert network[0].weight() is not network[0].weight()  # and kept no longer
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
 
 
 def test_batch_norm_is_torchs_own_in_one_process() -> None:
