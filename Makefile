@@ -21,12 +21,13 @@ GPUS = $(shell $(RUN)/python -c 'import torch; print(max(n for n in (1, 2, 4, 8,
 LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 \
 	--mixed_precision no --dynamo_backend no,$(RUN)/python)
 
-.PHONY: help setup train test test-fast table2 lint format hooks clean
+.PHONY: help setup train test test-fast faults table2 lint format hooks clean
 
 help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
 	@echo "make test       set up, then run all tests (at most 10 minutes on two cores)"
 	@echo "make test-fast  the tests that need less than a minute together"
+	@echo "make faults     kill, fill, damage and overload on purpose (long: see docs/faults.md)"
 	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
@@ -51,7 +52,10 @@ test: setup
 	$(RUN)/python -m pytest
 
 test-fast: setup
-	$(RUN)/python -m pytest -m "not slow"
+	$(RUN)/python -m pytest -m "not slow and not faults"
+
+faults: setup
+	$(RUN)/python -m pytest -m faults -v
 
 # Scores along training show early that the extractor's weights are at hand, and give the report its curves.
 table2: setup

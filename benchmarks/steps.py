@@ -11,10 +11,11 @@ from benchmarks.contest import Case, Contestant, compete
 from benchmarks.lines import Line, Suite
 from gan.config import Config, load_config
 from gan.data import BatchStream, Share, load_images
+from gan.health import Watch
 from gan.losses import discriminator_loss, generator_loss
 from gan.networks import Discriminator, Generator
 from gan.norms import SpectralNorm
-from gan.processes import FiniteCheck, make_accelerator
+from gan.processes import make_accelerator
 from gan.runs import computes_in_bf16, resolve
 from gan.updates import GanJob, Players, build_players, score, train_step
 
@@ -38,7 +39,7 @@ def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
     """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
     overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
     players, stream, job = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
-    health, step = FiniteCheck(job.device), 0
+    health, step = Watch(job.device, job.config.health.max_grad_norm), 0
 
     def case() -> float:
         nonlocal step

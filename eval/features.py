@@ -65,6 +65,7 @@ class Team:
     gather: Callable[[NDArray[Any]], NDArray[Any]] = lambda own: own  # all processes' arrays (n, ...), joined in their order
     on_main: Callable[[Callable[[], Any]], Any] = lambda function: function()  # the first one's result, for all
     on_all: Callable[[Callable[[], Any]], Any] = lambda function: function()  # one's own; a mistake of any ends all
+    check: Callable[[], None] = lambda: None  # called before each turn of batches; raises where the work is to stop
 
     @property
     def is_main(self) -> bool:
@@ -157,6 +158,7 @@ def _extract_part(images: ImageSet, extractor: Extractor, start: int, end: int, 
     batches = [(first, min(first + batch, end)) for first in range(start, end, batch)]
     kept: list[Part] = []
     for turn in range(0, len(batches), team.size):
+        team.check()
         mine = turn + team.rank
         own = team.on_all(lambda mine=mine: _batch(images, extractor, *batches[mine]) if mine < len(batches) else None)  # type: ignore[misc]
         if team.size == 1:

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -242,10 +242,12 @@ class TrainingEvaluation:
         self.config, self.judge = config, judge
         self.protocol = PROTOCOLS[config.evaluation.protocol]
 
-    def __call__(self, network: nn.Module, step: int) -> Score | None:
+    def __call__(self, network: nn.Module, step: int, check: Callable[[], None] = lambda: None) -> Score | None:
+        """Calls ``check`` between batches, on all processes together: it raises where the run is to stop."""
         weights = "ema" if self.config.training.ema_decay > 0 else "raw"
         images = GeneratedImages(network, self.config, weights, seed=0)
-        features = extract(images, self.judge.extractor, count=self.protocol.total, team=self.judge.team, keep=False, shown=False)
+        team = replace(self.judge.team, check=check)
+        features = extract(images, self.judge.extractor, count=self.protocol.total, team=team, keep=False, shown=False)
         record = self.judge.score(features, self.protocol, self.config, step, "training")
         if record is None:
             return None

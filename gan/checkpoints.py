@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gan.errors import UserError
+from gan.errors import UserError, first_line
 from gan.files import sync_folder, write_synced
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "checkpoint.json"
+SEAL = "checkpoint.sha256"  # of the manifest, as sha256sum writes it: the manifest has the other files' checksums
 StateDict = dict[str, Tensor]
+_UNSEEN = "look-pending"  # an empty file: the one of a checkpoint that may be gone later
 T = TypeVar("T")
 
 
@@ -32,6 +33,7 @@ class Checkpoint:
     optimizers: dict[str, Any]  # state_dict by player
     config: str  # the run's configuration as YAML
     data: str  # fingerprint of the images
+    looked: bool = True  # whether pictures and scores of this step are done; not where the run was stopped meanwhile
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -51,12 +53,23 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     torch.save(checkpoint.optimizers, buffer)
     files = {**_weight_files(checkpoint.weights), "optimizers.pt": buffer.getvalue(), "config.yaml": checkpoint.config.encode()}
     unfinished = root / f"tmp-{checkpoint.step:08d}"
-    _write_files(unfinished, checkpoint.step, checkpoint.data, files)
+    try:
+        _write_files(unfinished, checkpoint.step, checkpoint.data, files)
+        if not checkpoint.looked:
+            write_synced(unfinished / _UNSEEN)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)  # where the disk is full, it would keep it so
+        raise
     target = folder_of(root, checkpoint.step)
     unfinished.rename(target)
     sync_folder(root)
     _prune(root, keep)
     return target
+
+
+def note_looked(root: Path, step: int) -> None:
+    """Pictures and scores of the checkpoint of ``step`` are done, if they were not."""
+    (folder_of(root, step) / _UNSEEN).unlink(missing_ok=True)
 
 
 def tidy(root: Path, step: int, *, keep: int) -> None:
@@ -124,14 +137,20 @@ def _weight_files(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, byte
 
 
 def _write_files(folder: Path, step: int, data: str, files: Mapping[str, bytes]) -> None:
-    """Writes and syncs ``files`` and, last, the manifest with their checksums."""
+    """Writes and syncs ``files`` and, last, the manifest with their checksums and its own."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         write_synced(folder / name, content)
     sums = {name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
     manifest = {"format": FORMAT, "step": step, "data": data, "files": sums}
-    write_synced(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    text = (json.dumps(manifest, indent=1) + "\n").encode()
+    write_synced(folder / MANIFEST, text)
+    write_synced(folder / SEAL, _seal(text))
     sync_folder(folder)
+
+
+def _seal(manifest: bytes) -> bytes:
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _prune(root: Path, keep: int) -> None:
@@ -157,23 +176,31 @@ def load(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``, each file's checksum verified. Raises UserError for one that is damaged or none."""
     contents = _verified(folder)
     manifest = json.loads(contents[MANIFEST])
+    weights = {
+        name.removesuffix(".safetensors"): _tensors(folder, name, content)
+        for name, content in contents.items()
+        if name.endswith(".safetensors")
+    }
     try:
         # weights_only: nothing but tensors and plain values is unpickled.
         optimizers = torch.load(BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
-        weights = {
-            name.removesuffix(".safetensors"): safetensors.torch.load(content)
-            for name, content in contents.items()
-            if name.endswith(".safetensors")
-        }
-    except (pickle.UnpicklingError, RuntimeError, safetensors.SafetensorError, KeyError) as error:
-        raise UserError(f"checkpoint {folder}: cannot be read ({str(error).splitlines()[0]}).") from None
-    return Checkpoint(manifest["step"], weights, optimizers, contents["config.yaml"].decode(), manifest["data"])
+        config, data = contents["config.yaml"].decode(), str(manifest["data"])
+    except Exception as error:  # noqa: BLE001 (the unpickler meets any bytes, and trips over them in any way)
+        raise UserError(f"checkpoint {folder}: cannot be read ({first_line(error)}).") from None
+    return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNSEEN).exists())
+
+
+def _tensors(folder: Path, name: str, content: bytes) -> StateDict:
+    try:
+        return safetensors.torch.load(content)
+    except Exception as error:  # noqa: BLE001 (a header can claim any dtype and shape)
+        raise UserError(f"checkpoint {folder}: {name} cannot be read ({first_line(error)}).") from None
 
 
 def load_weights(folder: Path, name: str) -> StateDict:
     """One network's weights from the checkpoint in ``folder``, verified. Raises UserError as ``load`` does."""
     contents = _verified(folder, only=f"{name}.safetensors")
-    return safetensors.torch.load(contents[f"{name}.safetensors"])
+    return _tensors(folder, f"{name}.safetensors", contents[f"{name}.safetensors"])
 
 
 def step_of(folder: Path) -> int:
@@ -197,12 +224,18 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
         manifest = json.loads(text)
         listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
         step, version = int(manifest["step"]), manifest["format"]
+        sealed = (folder / SEAL).exists()
+        intact = not sealed or (folder / SEAL).read_bytes() == _seal(text)
     except FileNotFoundError:
         raise damaged(f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise damaged(f"{MANIFEST} is damaged") from None
-    if version != FORMAT:
+    if not intact:
+        raise damaged(f"{MANIFEST} has been changed or damaged (its checksum differs)")
+    if version not in (1, FORMAT):  # 1 had no seal
         raise damaged(f"has format {version}, this version reads {FORMAT}")
+    if not sealed and version != 1:
+        raise damaged(f"no {SEAL} in it, so it is not a whole checkpoint")
     if folder.name.startswith("step-") and folder.name != folder_of(folder.parent, step).name:
         raise damaged(f"holds step {step}")
     if only is not None and only not in listed:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gan.allocator import keep_large_blocks
-from gan.errors import TrainingDivergedError, UserError
+from gan.errors import LostProcessError, TrainingDivergedError, UserError
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
-_USERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_USERS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE,
+}  # fmt: skip
 
 
 def is_users(error: Exception) -> bool:
@@ -43,7 +45,7 @@ def run(command: Callable[[], int]) -> int:
         return command()
     except UserError as error:
         return _fail(str(error), 2)
-    except TrainingDivergedError as error:
+    except (TrainingDivergedError, LostProcessError) as error:
         return _fail(str(error), 1)
     except OSError as error:
         if not is_users(error):

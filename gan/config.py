@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from gan import settings
-from gan.settings import Batches, Norm, Require, Settings, require_numbers, requirer
+from gan.settings import Batches, Health, Norm, Require, Settings, require_numbers, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
@@ -78,10 +78,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GanHealth(Health):
+    chance_steps: int = 2000  # in a row with D no better than guessing, as records tell, before a warning; 0: never
+    min_spread: float = 0.05  # of a grid's samples against real images: below, a warning that G has collapsed; 0: never
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     CHANGEABLE: ClassVar[tuple[str, ...]] = (
         *Settings.CHANGEABLE, "training.steps", "samples.every", "evaluation.every", "evaluation.protocol",
-        "evaluation.extractor", "evaluation.weights", "evaluation.reference",
+        "evaluation.extractor", "evaluation.weights", "evaluation.reference", "health.chance_steps", "health.min_spread",
     )  # fmt: skip
 
     model: Model = field(default_factory=Model)
@@ -89,6 +95,7 @@ class Config(Settings):
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     samples: Samples = field(default_factory=Samples)
+    health: GanHealth = field(default_factory=GanHealth)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     @property
@@ -119,7 +126,9 @@ class Config(Settings):
                 "model.latent_dim", "model.generator.channels", "model.discriminator.channels", "training.steps",
                 "training.d_steps", "training.accumulation", "samples.count",
             ),
-            not_negative=("samples.seed", "samples.every", "evaluation.every", "loss.penalty"),
+            not_negative=(
+                "samples.seed", "samples.every", "evaluation.every", "loss.penalty", "health.chance_steps", "health.min_spread",
+            ),
             positive=("optimizer.d_lr", "optimizer.g_lr", "model.init_std"),
             below_one=("optimizer.beta1", "optimizer.beta2", "training.ema_decay"),
         )  # fmt: skip

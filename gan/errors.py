@@ -7,3 +7,12 @@ class UserError(ValueError):
 
 class TrainingDivergedError(RuntimeError):
     """Training produced numbers that are not finite; the message says at which step and what to try."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run has ended, so that this one cannot go on."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, as a part of a line of ours."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -2,8 +2,11 @@
 
 import signal
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
@@ -13,12 +16,14 @@ from torch import Tensor
 
 from gan import checkpoints
 from gan.checkpoints import Checkpoint
+from gan.cli import is_users
 from gan.data import Images
-from gan.errors import UserError
+from gan.errors import UserError, first_line
+from gan.health import Watch
 from gan.job import Metrics
-from gan.processes import FiniteCheck, StopRequest, on_all, on_all_in_turn, on_main
+from gan.processes import StopAskedError, StopRequest, on_all, on_all_in_turn, on_main
 from gan.progress import Progress, say
-from gan.runs import hold, is_run, open_run, same_settings, start_folder
+from gan.runs import Hold, is_run, open_run, same_settings, start_folder
 from gan.settings import C, Settings, check_processes, flatten
 from gan.tracking import Tracker, check_trackers
 
@@ -49,8 +54,15 @@ class Work(Protocol):
     def looks(self, step: int) -> bool:
         """Whether ``look`` has something to do after ``step`` steps."""
 
-    def look(self, step: int, tracker: Tracker | None) -> None:
-        """Pictures, scores and whatever else shows how far it is; the main process has the ``tracker`` and writes."""
+    def look(self, step: int, tracker: Tracker | None, check: Callable[[], None]) -> None:
+        """Pictures, scores and whatever else shows how far it is; the main process has the ``tracker`` and writes.
+
+        What takes long calls ``check`` now and then, on all processes together: it raises where the run is to stop. Then this is
+        called again when the run goes on, in another process: what it writes before ``check`` must not be written twice.
+        """
+
+    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        """What a record of ``values`` says of the training's health, for the record; on the main process."""
 
     def close(self) -> None:
         """Ends what runs beside it."""
@@ -74,30 +86,46 @@ def conduct(
     on_all(accelerator, lambda: check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard))
     config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded for it
     images = _load_on_all(config, load, accelerator)
-    # Held before it is read, so that what was read stays true; made only for a run that may start.
-    lock = on_all(accelerator, lambda: hold(config.folder) if main and is_run(config.folder) else None)
-    config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
-    start, last = checkpoint.step if checkpoint else 0, total(config, images)
-    if checkpoint:
-        on_main(accelerator, lambda: checkpoints.tidy(config.folder / "checkpoints", start, keep=config.checkpoint.keep))
-    if start >= last:
+    with ExitStack() as stack:
+
+        def take() -> Hold | None:
+            return stack.enter_context(closing(Hold(config.folder))) if main else None
+
+        # Held before it is read, so that what was read stays true; made only for a run that may start.
+        hold = on_all(accelerator, lambda: take() if is_run(config.folder) else None)
+        config, checkpoint = on_main(accelerator, lambda: open_run(config, images, accelerator.device))
+        start, last = checkpoint.step if checkpoint else 0, total(config, images)
+        looked = checkpoint.looked if checkpoint else False  # a new run is looked at before its first step
+        if checkpoint:
+            on_main(accelerator, lambda: checkpoints.tidy(config.folder / "checkpoints", start, keep=config.checkpoint.keep))
+        if start >= last and looked:
+            if main:
+                say(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
+            return 0
+        work = begin(config, images, accelerator)
+        if checkpoint:
+            on_all(accelerator, lambda: _restore(work, checkpoint, config))
+        hold = on_all(accelerator, lambda: hold or take())
+        on_main(accelerator, lambda: start_folder(config, images, accelerator, hold, start, looked=looked))
+        tracker = on_all(accelerator, lambda: _open_tracker(config, start, looked) if main else None)
         if main:
-            say(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
-        return 0
-    work = begin(config, images, accelerator)
-    if checkpoint:
+            for warning in config.warnings():
+                say(f"warning: {warning}")
+            count = accelerator.num_processes
+            where = f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type} in {config.training.precision}"
+            say(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
+        with closing(work), tracker or nullcontext():
+            return _loop(work, config, accelerator, tracker, start, looked)
+
+
+def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
+    try:
         work.restore(checkpoint)
-    lock = on_all(accelerator, lambda: hold(config.folder) if main and lock is None else lock)
-    on_main(accelerator, lambda: start_folder(config, images, accelerator, start))
-    tracker = on_all(accelerator, lambda: _open_tracker(config, start) if main else None)
-    if main:
-        for warning in config.warnings():
-            say(f"warning: {warning}")
-        count = accelerator.num_processes
-        where = f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type} in {config.training.precision}"
-        say(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
-    with closing(work), tracker or nullcontext():
-        return _loop(work, config, accelerator, tracker, start)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{config.folder}: its checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
+            " Restore the folder from a copy, or set run.name to start another run."
+        ) from None
 
 
 def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerator) -> I:
@@ -113,11 +141,12 @@ def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerat
     return images
 
 
-def _open_tracker(config: Settings, start: int) -> Tracker:
+def _open_tracker(config: Settings, start: int, looked: bool) -> Tracker:
     tracking = config.tracking
     return Tracker(
         config.folder,
-        start or -1,  # without a checkpoint, what was recorded before the first step will be recorded again too
+        start,
+        looked=looked,
         settings=dict(flatten(config)),
         wandb=tracking.wandb,
         project=tracking.wandb_project,
@@ -125,44 +154,85 @@ def _open_tracker(config: Settings, start: int) -> Tracker:
     )
 
 
-def _loop(work: Work, config: Settings, accelerator: Accelerator, tracker: Tracker | None, start: int) -> int:
+def _loop(
+    work: Work, config: Settings, accelerator: Accelerator, tracker: Tracker | None, start: int, looked: bool
+) -> int:  # fmt: skip
     """Steps ``start`` + 1 to the last. The main process has the ``tracker`` and writes; all compute the same steps."""
-    health, stop = FiniteCheck(accelerator.device), StopRequest(accelerator)
+    watch, stop = Watch(accelerator.device, config.health.max_grad_norm), StopRequest(accelerator)
     progress = Progress(start, work.total, "step", shown=tracker is not None)
-    if start == 0 and work.looks(0):
-        work.look(0, tracker)
-    rate = Rate(start, images_per_step=work.images_per_step)
+    root, saved = config.folder / "checkpoints", start
+
+    def look(step: int) -> bool:
+        """Whether it came to its end."""
+        try:
+            work.look(step, tracker, stop.check)
+        except StopAskedError:
+            return False
+        return True
+
+    def save(step: int, looked: bool) -> None:
+        with _telling_what_is_saved(config.folder, saved):
+            assert tracker is not None
+            tracker.flush()  # a checkpoint must not be newer than the record that leads to it
+            checkpoints.save(root, replace(work.snapshot(step), looked=looked), keep=config.checkpoint.keep)
+
+    def stopped(step: int) -> int:
+        if tracker is not None:
+            saved = "saved" if step else "nothing to save"
+            say(f"stopped by {signal.Signals(stop.signal).name} at step {step}, {saved}. The same command goes on from there.")
+        return stop.signal
+
     with stop.listening(), progress:
+        if not looked and work.looks(start):
+            with _telling_what_is_saved(config.folder, saved):
+                looked = look(start)
+            if not looked:
+                return stopped(start)
+        if start:
+            on_main(accelerator, lambda: checkpoints.note_looked(root, start))
+        rate = Rate(start, images_per_step=work.images_per_step)
         for step in range(start + 1, work.total + 1):
             metrics = work.step(step - 1)
-            health.note(step, metrics)
-            stopping = stop.agreed()
+            watch.note(step, metrics)
+            stopping, looked = stop.agreed(), True
             logging, saving = (due(step, every, work.total) for every in (config.tracking.every, config.checkpoint.every))
             looking = work.looks(step)
-            if logging or looking or saving or stopping:
-                health.require(accelerator)
-            shown = ""
-            if logging:
-                values = _mean_values(metrics, accelerator)
-                shown = work.headline(values)
-                if tracker is not None:
-                    tracker.log(step, {**values, **work.learning_rates(), **rate.since_last(step)})
-            if looking:
-                began = time.monotonic()
-                work.look(step, tracker)
-                rate.leave_out(time.monotonic() - began)  # records are of training alone
+            with _telling_what_is_saved(config.folder, saved):
+                if logging or looking or saving or stopping:
+                    watch.require(accelerator, config.folder)
+                shown = ""
+                if logging:
+                    values = _mean_values(metrics, accelerator)
+                    shown = work.headline(values)
+                    if tracker is not None:
+                        values |= work.diagnose(step, values)
+                        tracker.log(step, {**values, **work.learning_rates(), **rate.since_last(step)})
+                if looking:
+                    began = time.monotonic()
+                    looked = look(step)
+                    rate.leave_out(time.monotonic() - began)  # records are of training alone
+                    stopping |= not looked
             if saving or stopping:
-                if tracker is not None:
-                    tracker.flush()  # a checkpoint must not be newer than the record that leads to it
-                    checkpoints.save(config.folder / "checkpoints", work.snapshot(step), keep=config.checkpoint.keep)
-                accelerator.wait_for_everyone()
+                on_main(accelerator, partial(save, step, looked))
+                saved = step
             progress.advance(shown)
             if stopping:
-                if tracker is not None:
-                    name = signal.Signals(stop.signal).name
-                    say(f"stopped by {name} at step {step}, saved. The same command goes on from there.")
-                return stop.signal
+                return stopped(step)
     return 0
+
+
+@contextmanager
+def _telling_what_is_saved(folder: Path, step: int) -> Iterator[None]:
+    """Tells what a disk or a permission refuses as the user's to mend, with the step from which the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if not is_users(error):
+            raise
+        since = f"The run is saved up to step {step}" if step else "Nothing had been saved yet"
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}. {since}. Mend that, and the same command goes on from there."
+        ) from None
 
 
 def due(step: int, every: int, total: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: devices, numbers that are not finite, and when to stop."""
+"""What the processes of one run agree on: devices, mistakes, and when to stop."""
 
 import os
 import signal
@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
-from torch import Tensor
 
-from gan.errors import TrainingDivergedError, UserError
+from gan.errors import LostProcessError, TrainingDivergedError, UserError, first_line
 
 T = TypeVar("T")
 
@@ -57,7 +56,28 @@ def connected(cpu: bool = False) -> Iterator[Accelerator]:
     except (AgreedError, TrainingDivergedError, SystemExit):
         accelerator.end_training()
         raise
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and _is_lost_connection(error):
+            raise LostProcessError(
+                f"another process of the run has ended ({first_line(error)}), so this one stops too. Its own message says why,"
+                " if it could say anything. The same command goes on from the newest checkpoint."
+            ) from None
+        raise
     accelerator.end_training()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL could not reach another process. gloo has no class of its own for that."""
+    words = (
+        "connection closed",
+        "connection reset",
+        "connection refused",
+        "broken pipe",
+        "timed out",
+        "socket",
+        "remote process",
+    )
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
@@ -99,24 +119,8 @@ def _end_if(mistake: str | None, accelerator: Accelerator) -> None:
         raise SystemExit(2)
 
 
-class FiniteCheck:
-    """Remembers the first step whose losses or gradients were not finite, without asking the device at each step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._first = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
-
-    def note(self, step: int, metrics: dict[str, Tensor]) -> None:
-        finite = torch.stack(list(metrics.values())).isfinite().all()
-        self._first = torch.where(finite, self._first, self._first.clamp_max(step))
-
-    def require(self, accelerator: Accelerator) -> None:
-        """Raises TrainingDivergedError on every process if any of them has met such a step."""
-        first = int(accelerator.gather(self._first.unsqueeze(0)).min())
-        if first != torch.iinfo(torch.int64).max:
-            raise TrainingDivergedError(
-                f"losses or gradients are not finite since step {first}. Checkpoints are from before that."
-                " Try a lower learning rate (optimizer.*lr), another norm, or training.precision=fp32."
-            )
+class StopAskedError(Exception):
+    """The run is to stop; raised on all processes together."""
 
 
 class StopRequest:
@@ -149,3 +153,8 @@ class StopRequest:
             dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
             self.signal = int(flag)
         return self.signal != 0
+
+    def check(self) -> None:
+        """Raises StopAskedError on all processes, if any of them was asked to stop."""
+        if self.agreed():
+            raise StopAskedError

@@ -2,12 +2,14 @@
 
 import fcntl
 import json
+import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 
-from gan import checkpoints, scores
+from gan import checkpoints, health, scores
 from gan.checkpoints import Checkpoint
 from gan.data import Images
 from gan.errors import UserError
@@ -98,8 +100,11 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
     return None
 
 
-def start_folder(config: Settings, images: Images, accelerator: Accelerator, step: int) -> None:
-    """Writes config.yaml and adds this start to environment.json."""
+def start_folder(
+    config: Settings, images: Images, accelerator: Accelerator, hold: "Hold | None", step: int, *, looked: bool
+) -> None:
+    """Signs the ``hold``, writes config.yaml and adds this start to environment.json. Where pictures and scores of ``step`` are
+    not done (``looked``), those that there are will be made again."""
     folder = config.folder
     record = folder / "environment.json"
     try:
@@ -108,10 +113,13 @@ def start_folder(config: Settings, images: Images, accelerator: Accelerator, ste
         raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
     starts.append(environment(config, images, accelerator, step))
     with writing_to(folder):
+        if hold is not None:
+            hold.sign()
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
+        (folder / health.DIVERGED).unlink(missing_ok=True)
         checkpoints.mend_replaced(folder / "best")
-        scores.forget_training_after(folder, step or -1)  # without a checkpoint, step 0 is scored again too
+        scores.forget_training_after(folder, step if looked else step - 1)
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
@@ -125,24 +133,55 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
 
 
-def hold(folder: Path) -> IO[bytes]:
-    """Makes the run's ``folder`` and keeps other processes out of it until the returned file is closed or the process ends.
+class Hold:
+    """A run's folder held by this process, which its .lock file names, until ``close`` or the process's end."""
 
-    Raises UserError when another process holds it, on this machine or, where the file system passes locks on, another.
-    """
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("ab")
+    def __init__(self, folder: Path) -> None:
+        """Makes ``folder``. Raises UserError when another process holds it, on this machine or, where the file system passes
+        locks on, another."""
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / ".lock").open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with self._file:
+                raise UserError(
+                    f"{folder}: another process is training in it ({_holder(self._file)}). Wait for it or stop it, or set another"
+                    " run.name."
+                ) from None
+        except OSError as error:
+            say(f"warning: {folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
+        _open_locks.add(self._file)
+
+    def sign(self) -> None:
+        """Writes down who holds it, for a process that comes second."""
+        self._file.truncate(0)  # what a killed process left
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        _open_locks.discard(self._file)
+        with suppress(OSError):  # a full disk has room for nothing
+            if os.fstat(self._file.fileno()).st_size:
+                self._file.truncate(0)
+            self._file.close()
+
+
+def _holder(file: IO[bytes]) -> str:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(
-            f"{folder}: another process is training in it. Wait for it or stop it, or set another run.name."
-        ) from None
-    except OSError as error:
-        say(f"warning: {folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
-    return file
+        file.seek(0)
+        found = json.loads(file.read(1000))
+        return f"process {int(found['process'])} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is writing its name just now
+        return "which has not said its name yet"
+
+
+# A lock is held until every copy of the open file is closed, and a forked process has one: what decodes images may live on for
+# a while after its run was killed.
+_open_locks: set[IO[bytes]] = set()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
 
 
 def environment(config: Settings, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:

@@ -49,6 +49,11 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Health:
+    max_grad_norm: float = 1e6  # L2 norm of a network's gradients above which a run is stopped as exploding; 0: never
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracking:
     every: int = 50  # steps between two lines of metrics.jsonl
     wandb: Literal["off", "offline", "online"] = "off"
@@ -63,7 +68,7 @@ class Settings:
     # What may differ between a run and its continuation: none of these changes a weight.
     CHANGEABLE: ClassVar[tuple[str, ...]] = (
         "run.dir", "run.name", "data.path", "data.memory_gb", "data.workers", "checkpoint.every", "checkpoint.keep",
-        "tracking.every", "tracking.wandb", "tracking.wandb_project", "tracking.tensorboard",
+        "health.max_grad_norm", "tracking.every", "tracking.wandb", "tracking.wandb_project", "tracking.tensorboard",
     )  # fmt: skip
     # What `null` or `auto` leaves to the machine or the data: a continuation keeps what the run resolved it to.
     RESOLVED: ClassVar[Mapping[str, Any]] = {"data.channels": None, "training.precision": "auto"}
@@ -73,6 +78,7 @@ class Settings:
     data: Data = field(default_factory=Data)
     training: Batches = field(default_factory=Batches)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    health: Health = field(default_factory=Health)
     tracking: Tracking = field(default_factory=Tracking)
 
     @property
@@ -228,7 +234,7 @@ def check_common(config: Settings, require: Require) -> None:
     require_numbers(
         config,
         at_least_one=("training.batch_size", "checkpoint.every", "checkpoint.keep", "tracking.every"),
-        not_negative=("seed", "data.workers", "data.memory_gb"),
+        not_negative=("seed", "data.workers", "data.memory_gb", "health.max_grad_norm"),
     )
     require(config.seed < 2**63, "seed", "must be below 2^63.")
     name = config.run.name

@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures go: metrics.jsonl, probes.jsonl and PNG always; wandb and TensorBoard when asked."""
 
+import errno
 import json
 import os
 import secrets
@@ -34,18 +35,20 @@ def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
             raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drops the lines of ``path`` after ``step``, and a last one that is not whole: they will be written again."""
+def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
+    """Drops the lines of ``path`` after ``step``, and a last one that is not whole: they will be written again. Without
+    ``looked`` also those of ``step`` itself that are no record of the training (which has "seconds")."""
     if not path.exists():
         return
     end = 0
     with path.open("rb") as file:
         for line in file:
             try:
-                written_at = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                later = record["step"] > step or (record["step"] == step and not looked and "seconds" not in record)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 break
-            if not line.endswith(b"\n") or written_at > step:
+            if not line.endswith(b"\n") or later:
                 break
             end += len(line)
     with path.open("r+b") as file:
@@ -66,9 +69,10 @@ def last_values(path: Path, key: str) -> dict[str, Any]:
 class Lines:
     """A file of one JSON object a line, each with "step"; never half a line."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Goes on after ``step``: later lines are dropped."""
-        truncate_metrics(path, step)
+    def __init__(self, path: Path, step: int, *, looked: bool = True) -> None:
+        """Goes on after ``step``, as ``truncate_metrics`` leaves it."""
+        truncate_metrics(path, step, looked=looked)
+        self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -76,7 +80,9 @@ class Lines:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         # One write of less than a page: a kill leaves the whole line or none.
         written = os.write(self._file, line)
-        assert written == len(line)
+        if written < len(line):  # a full disk has room for a part
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def flush(self) -> None:
         os.fsync(self._file)
@@ -89,11 +95,12 @@ class Tracker:
     """Writes one run's records. Used by the main process only."""
 
     def __init__(
-        self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Wandb, project: str, tensorboard: bool
-    ) -> None:
-        """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb."""
+        self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Wandb, project: str, tensorboard: bool,
+        looked: bool = True,
+    ) -> None:  # fmt: skip
+        """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb. See ``truncate_metrics``."""
         self.folder = folder
-        self._metrics = Lines(folder / METRICS, step)
+        self._metrics = Lines(folder / METRICS, step, looked=looked)
         truncate_metrics(folder / PROBES, step)
         self._probes: Lines | None = None
         self._wandb: Any = None

@@ -5,22 +5,26 @@ from typing import TypeAlias
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from gan import checkpoints, sampling, scores
+from gan import checkpoints, health, sampling, scores
 from gan.checkpoints import Checkpoint
 from gan.config import Config
 from gan.data import BatchStream, Images, Share, load_images
 from gan.files import write_atomically
 from gan.job import Metrics
 from gan.loop import conduct, due
+from gan.progress import say
 from gan.scores import Score
 from gan.settings import to_yaml
-from gan.tracking import Tracker
+from gan.tracking import METRICS, Tracker, last_values
 from gan.updates import GanJob, Players, build_players, restore, snapshot, train_step
 
-# Scores a generator after a step. Called by all processes together; the main one gets the score.
-Evaluate: TypeAlias = Callable[[nn.Module, int], Score | None]
+# Scores a generator after a step. Called by all processes together; the main one gets the score. The last argument is
+# called now and then, and raises where the run is to stop.
+Evaluate: TypeAlias = Callable[[nn.Module, int, Callable[[], None]], Score | None]
+# Updates before which samples may be alike: an untrained generator's are, and so are an average's at first.
+WARM_UP = 200
 OpenEvaluation: TypeAlias = Callable[[Config, Images, Accelerator], Evaluate]
 
 
@@ -54,6 +58,7 @@ class GanWork:
         self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
         self.players = build_players(self.job)
         self.evaluate: Evaluate | None = None
+        self._last: dict[str, float] | None = None  # of the records, what `diagnose` goes on from; None: not looked up yet
         self.total = config.training.steps  # counts G updates: the one that a step ends with
         self.images_per_step = config.training.batch_size * config.training.d_steps
 
@@ -76,35 +81,67 @@ class GanWork:
     def looks(self, step: int) -> bool:
         return any(due(step, every, self.total) for every in (self.config.samples.every, self.config.evaluation.every))
 
-    def look(self, step: int, tracker: Tracker | None) -> None:
-        if due(step, self.config.samples.every, self.total) and tracker is not None:
-            save_samples(self.players, step, self.config, tracker)
+    def look(self, step: int, tracker: Tracker | None, check: Callable[[], None]) -> None:
         if due(step, self.config.evaluation.every, self.total) and self.evaluate is not None:
-            save_score(self.players, step, self.config, tracker, self.evaluate)
+            save_score(self.players, step, self.config, tracker, self.evaluate, check)
+        if due(step, self.config.samples.every, self.total) and tracker is not None:
+            samples = save_samples(self.players, step, self.config, tracker)
+            self._look_for_collapse(step, samples, tracker)
+
+    def _look_for_collapse(self, step: int, samples: Tensor, tracker: Tracker) -> None:
+        images, least = self.stream.images, self.config.health.min_spread
+        count = min(len(samples), len(images))
+        if count < 2:
+            return
+        found = health.relative_spread(samples, (images[index] for index in range(count)))
+        tracker.log(step, {"samples_spread": found})
+        if found < least and step >= WARM_UP:
+            say(
+                f"warning: step {step}: the generator has collapsed: its samples differ {found:.1%} as much as real images do"
+                f" (health.min_spread={least:g}). Look at samples/; training may not recover from it."
+            )
+
+    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        config = self.config
+        before = last_values(config.folder / METRICS, "d_chance_steps") if self._last is None else self._last
+        steps = health.steps_at_chance(config.loss.name, values["d_loss"], step, before)
+        limit = config.health.chance_steps
+        if limit and before.get("d_chance_steps", 0) < limit <= steps:
+            say(
+                f"warning: step {step}: for {steps} steps D has told real and fake images apart no better than by guessing"
+                f" (its loss is {values['d_loss']:.3f}; health.chance_steps={limit}). It has stopped learning."
+            )
+        self._last = {"step": step, "d_chance_steps": steps}
+        return {"d_chance_steps": steps}
 
     def close(self) -> None:
         self.stream.close()
 
 
-def save_samples(players: Players, step: int, config: Config, tracker: Tracker) -> None:
-    """The grid of the run's fixed noise as samples/step-*.png: of the averaged generator where there is one."""
+def save_samples(players: Players, step: int, config: Config, tracker: Tracker) -> Tensor:
+    """The grid of the run's fixed noise as samples/step-*.png: of the averaged generator where there is one. Returns its
+    images."""
     pieces = sampling.generate(
         players.average or players.generator,
         seed=config.samples.seed,
         count=config.samples.count,
         latent_dim=config.model.latent_dim,
     )
-    pixels = sampling.grid(torch.cat(list(pieces)))
+    images = torch.cat(list(pieces))
+    pixels = sampling.grid(images)
     folder = config.folder / "samples"
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
     tracker.image(step, "samples", pixels)
+    return images
 
 
-def save_score(players: Players, step: int, config: Config, tracker: Tracker | None, evaluate: Evaluate) -> None:
+def save_score(
+    players: Players, step: int, config: Config, tracker: Tracker | None, evaluate: Evaluate, check: Callable[[], None]
+) -> None:
     """Scores the averaged generator where there is one, and keeps it as best/ if no score of its kind was better."""
     network = players.average or players.generator
-    score = evaluate(network, step)
+    score = evaluate(network, step, check)
     if tracker is None or score is None:
         return
     best = scores.best_distance(config.folder, score.record["series"])

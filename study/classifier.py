@@ -1,6 +1,7 @@
 """Training a classifier: its steps, its tests, its probes."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -109,26 +110,35 @@ class ClassifierWork:
     def looks(self, step: int) -> bool:
         return step in self.epochs or self.prober.due(step)
 
-    def look(self, step: int, tracker: Tracker | None) -> None:
-        if self.prober.due(step):
+    def look(self, step: int, tracker: Tracker | None, check: Callable[[], None]) -> None:
+        # First, since only the process that took the step can: a run that was stopped in the test goes on with that alone.
+        if self.prober.due(step) and self.prober.has_watched:
             records = self.prober.records(self.job.accelerator)
             if tracker is not None:
                 for record in records:
                     tracker.probe(step, record)
         if step in self.epochs:
-            loss, accuracy = self._test()
+            loss, accuracy = self._test(check)
             if tracker is not None:
                 tracker.log(step, {"epoch": self.epochs[step], "test_loss": loss, "test_accuracy": accuracy})
 
+    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+        return {}
+
     @torch.no_grad()
-    def _test(self) -> tuple[float, float]:
-        """Mean loss and share of correct answers on the test images, each process taking its part of them."""
+    def _test(self, check: Callable[[], None]) -> tuple[float, float]:
+        """Mean loss and share of correct answers on the test images, each process taking its part of them. Calls ``check`` before
+        each turn of them."""
         job, count = self.job, len(self.tested)
         labels = torch.from_numpy(self.tested.labels.numbers)
         sums = torch.zeros(2, dtype=torch.float64, device=job.device)
         self.network.eval()
-        for start in range(job.share.rank * TEST_BATCH, count, TEST_BATCH * job.accelerator.num_processes):
+        for turn in range(0, count, TEST_BATCH * job.accelerator.num_processes):
+            check()
+            start = turn + job.share.rank * TEST_BATCH
             chosen = range(start, min(start + TEST_BATCH, count))
+            if not chosen:
+                continue
             with job.autocast():
                 logits = self.network(self._test_batch(chosen))
             logits, answers = logits.to(job.dtype), labels[chosen.start : chosen.stop].to(job.device)

@@ -44,6 +44,11 @@ class Prober:
         """Whether step number ``step``, from 1, is recorded: the first, the last and every so many."""
         return bool(self.settings.every) and step >= 1 and (step == 1 or due(step, self.settings.every, self.total))
 
+    @property
+    def has_watched(self) -> bool:
+        """Whether there is a forward pass to take records of."""
+        return bool(self._means)
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """During a forward pass: keeps the mean of what the next activation gets of each layer, after all norms between."""

@@ -19,6 +19,7 @@ ALLOWED = {
     "gan.losses": set(),
     "gan.settings": set(),
     "gan.config": {"gan.settings"},
+    "gan.health": set(),
     "gan.tracking": set(),
     "gan.checkpoints": set(),
     "gan.sampling": set(),

@@ -279,9 +279,9 @@ def test_training_goes_on_when_the_cache_is_emptied(tiny: Tiny, tmp_path: Path, 
 
     call = TrainingEvaluation.__call__
 
-    def emptied(self: TrainingEvaluation, network: torch.nn.Module, step: int) -> object:
+    def emptied(self: TrainingEvaluation, network: torch.nn.Module, step: int, check: Callable[[], None]) -> object:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        return call(self, network, step)
+        return call(self, network, step, check)
 
     monkeypatch.setattr(TrainingEvaluation, "__call__", emptied)
     assert command(tiny(*EVALUATED)) == 0

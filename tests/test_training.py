@@ -17,8 +17,6 @@ from benchmarks.steps import prepare
 from gan import checkpoints
 from gan.config import Config, load_config
 from gan.data import BatchStream, load_images
-from gan.errors import TrainingDivergedError
-from gan.processes import FiniteCheck, make_accelerator
 from gan.settings import Data, set_value
 from gan.updates import GanJob, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
 from tests.conftest import TINY, command
@@ -163,28 +161,17 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_the_first_step_that_is_not_finite_is_remembered() -> None:
-    health = FiniteCheck(torch.device("cpu"))
-    accelerator = make_accelerator()
-    for step, value in enumerate([1.0, float("nan"), 2.0, float("inf")], start=5):
-        health.note(step, {"a": torch.tensor(1.0), "b": torch.tensor(value)})
-        if step == 5:
-            health.require(accelerator)
-    with pytest.raises(TrainingDivergedError, match="not finite since step 6"):
-        health.require(accelerator)
-
-
 def test_a_diverging_run_stops_with_the_last_good_checkpoint_intact(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A critic without a bound and an absurd learning rate: finite for a few steps, then not.
     wild = ["loss.name=wgan-gp", "model.discriminator.norm=none", "optimizer.d_lr=1", "checkpoint.every=1", "checkpoint.keep=1"]
-    assert command(tiny(*wild, "training.steps=200", "tracking.every=7")) == 1
+    assert command(tiny(*wild, "training.steps=200", "tracking.every=7", "health.max_grad_norm=0")) == 1
     errors = capsys.readouterr().err.splitlines()
     assert "losses or gradients are not finite since step" in errors[-1]
     assert "Traceback" not in "".join(errors)
     run = tmp_path / "runs" / "tiny"
-    bad = int(errors[-1].split("since step ")[1].split(".")[0])
+    bad = int(errors[-1].split("since step ")[1].split(" ")[0])
     kept = checkpoints.newest(run / "checkpoints", print)
     assert kept is not None
     assert kept.step == bad - 1

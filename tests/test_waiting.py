@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gan.processes import FiniteCheck
+from gan.health import Watch
 from gan.updates import train_step
 from tests.conftest import command
 from tests.test_training import start
@@ -63,7 +63,7 @@ def test_a_step_looks_at_nothing(norm: str, loss: str) -> None:
     players, stream, job = start(
         f"model.discriminator.norm={norm}", f"loss.name={loss}", "data.flip=true", "optimizer.decay=linear"
     )
-    health = FiniteCheck(job.device)
+    health = Watch(job.device, 1e6)
     with watched() as found:
         for step in range(2):
             health.note(step, train_step(players, stream, step, job))

@@ -6,20 +6,24 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import gan.checkpoints
 import gan.files
 import study.__main__
 import train as program
 from benchmarks.steps import prepare
+from eval.extractors import EXTRACTORS
+from eval.protocols import PROTOCOLS
 from gan import cli
 from gan.config import Config, load_config
 from gan.updates import train_step
-from tests.small import scale_down
+from tests.small import QUICK, scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
 _context = multiprocessing.get_context("forkserver")
@@ -162,3 +166,35 @@ def study_to_the_end(words: list[str]) -> None:
 def study_here(words: list[str]) -> None:
     """``python -m study`` in a process that has been set up by ``run_together``."""
     assert cli.run(lambda: study.__main__.main(words)) == 0
+
+
+def train_on_a_slow_disk(arguments: list[str], seconds: float) -> None:
+    """``train.py`` where each sync and each rename takes so many ``seconds`` more."""
+
+    def slow(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(seconds)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, slow(getattr(os, name)))
+    train_to_the_end(arguments)
+
+
+def train_with_slow_scores(arguments: list[str], seconds: float) -> None:
+    """``train.py`` where a score takes ten turns of so many ``seconds``, of 640 images in all."""
+    torch.set_num_threads(1)
+    scale_down()
+    PROTOCOLS["quick"] = replace(QUICK, samples=640)
+    quick = EXTRACTORS["efficientnet-lite0"](None, torch.device("cpu"))
+
+    def slow(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        time.sleep(seconds * len(images) / 64)
+        return quick.forward(images)
+
+    EXTRACTORS["efficientnet-lite0"] = lambda weights, device: replace(quick, forward=slow)
+    code = cli.run(lambda: program.main(arguments))
+    if code:
+        os._exit(code)

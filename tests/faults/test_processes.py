@@ -1,0 +1,152 @@
+"""One run, one folder; and what a process does whose partner has died."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gan import checkpoints
+from tests.conftest import command
+from tests.faults.test_disks import ROOT, the_one_line
+from tests.test_resume import contents
+from tests.workers import run_together, train_here
+
+Tiny = Callable[..., list[str]]
+LONG = ["training.steps=100000", "checkpoint.every=2", "training.batch_size=4", "samples.every=0"]
+
+
+def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(ready: Callable[[], object], *processes: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < end
+        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_second_process_is_told_who_holds_the_folder(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "runs" / "tiny"
+    with start(tiny(*LONG)) as first:
+        wait_for(lambda: checkpoints.steps(run / "checkpoints"), first)
+        assert command(tiny(*LONG)) == 2
+        line = the_one_line(capsys.readouterr().err)
+        assert f"another process is training in it (process {first.pid} on {socket.gethostname()} since 20" in line
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=60)
+    assert (run / ".lock").read_bytes() == b""
+
+
+@pytest.mark.slow
+def test_workers_that_outlive_a_killed_run_do_not_hold_its_folder(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    streamed = tiny(*LONG, "data.memory_gb=0", "data.workers=2")
+    with start(streamed) as first:
+        wait_for(lambda: checkpoints.steps(run / "checkpoints"), first)
+        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        assert len(children) >= 2
+        for child in children:
+            os.kill(int(child), signal.SIGSTOP)  # as slow as can be
+        try:
+            first.kill()
+            first.wait(60)
+            assert command([*streamed, "training.steps=1"]) == 0
+        finally:
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_named_and_the_run_goes_on(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert command(tiny("training.steps=2")) == 0
+    assert "cannot be locked (No locks available): nothing keeps a second process out of it." in capsys.readouterr().err
+
+
+def test_a_refused_process_leaves_the_folder_free(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tiny("training.steps=2", "checkpoint.every=1")) == 0
+    root = tmp_path / "runs" / "tiny" / "checkpoints"
+    for folder in checkpoints.steps(root):
+        (folder / "optimizers.pt").rename(tmp_path / folder.name)
+    assert command(tiny("training.steps=3", "checkpoint.every=1")) == 2
+    for folder in checkpoints.steps(root):
+        (tmp_path / folder.name).rename(folder / "optimizers.pt")
+    assert command(tiny("training.steps=3", "checkpoint.every=1")) == 0
+
+
+def two(arguments: list[str]) -> list["subprocess.Popen[str]"]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    return [start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dying", [0, 1])
+def test_when_one_of_two_processes_dies_the_other_says_so_and_the_run_goes_on(dying: int, tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    processes = two(tiny(*LONG))
+    wait_for(lambda: checkpoints.steps(run / "checkpoints"), *processes)
+    processes[dying].kill()
+    other = processes[1 - dying]
+    began = time.monotonic()
+    _, errors = other.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    processes[dying].communicate()
+    assert other.returncode == 1, errors
+    assert "another process of the run has ended" in the_one_line(errors)
+    found = checkpoints.newest(run / "checkpoints", print)
+    assert found is not None
+    end = [f"training.steps={found.step + 2}", *LONG[1:]]
+    for name in ("tiny", "calm"):
+        run_together(2, train_here, tiny(*end, name=name))
+    ends = [contents(tmp_path / "runs" / name) for name in ("tiny", "calm")]
+    for end_of_one in ends:
+        for path in [path for path in end_of_one if path.startswith("config.yaml") or "config" in path or "checkpoint." in path]:
+            del end_of_one[path]  # have the run's name, and its checksum
+    last = f"checkpoints/step-{found.step + 2:08d}/"
+    assert {k: v for k, v in ends[0].items() if k.startswith(last)} == {k: v for k, v in ends[1].items() if k.startswith(last)}
+    assert ends[0]["metrics.jsonl"] == ends[1]["metrics.jsonl"]
+
+
+@pytest.mark.faults
+def test_under_accelerates_launcher_a_death_ends_the_whole_run(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "tiny"
+    words = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "train.py", *tiny(*LONG),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as launcher:  # fmt: skip
+        wait_for(lambda: checkpoints.steps(run / "checkpoints"), launcher)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        _, errors = launcher.communicate(timeout=90)
+    assert launcher.returncode != 0
+    assert "another process of the run has ended" in errors or "stopped by SIGTERM" in errors, errors[-2000:]
+    assert checkpoints.newest(run / "checkpoints", print) is not None
