@@ -142,7 +142,7 @@ def _die_at_touch(at: int, moments: Path | None) -> None:
         nonlocal count
         count += 1
         if record is not None:
-            path = Path(os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else str(place))
+            path = Path(f"/proc/self/fd/{place}").readlink() if isinstance(place, int) else Path(place)
             write(record, f"{what} {path.parent.name}/{path.name}\n".encode())
         return count == at
 

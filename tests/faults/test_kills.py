@@ -1,31 +1,23 @@
-"""Killed at any moment, by SIGKILL, SIGTERM or Ctrl-C: the same command goes on, and ends with the files of the calm run.
+"""Killed by SIGKILL at any moment: the same command goes on, and ends with the files of the calm run.
 
 Where a moment is aimed at, ``run_and_die`` finds it by counting the program's touches of the disk; others are drawn.
 """
 
 import itertools
-import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from gan import checkpoints
-from tests.test_resume import STEPS, calm, contents
-from tests.test_study import DIGITS
+from tests.faults.common import BETTER, Capsys, Tiny, cached, empty_cache, nothing_half, pictures, tell
+from tests.test_resume import calm, contents
+from tests.test_study import DIGITS, study
 from tests.test_study import TINY as TINY_STUDY
 from tests.test_study import contents as study_contents
-from tests.test_study import study
 from tests.workers import (
     ENDED,
     in_process,
@@ -37,11 +29,7 @@ from tests.workers import (
     train_to_the_end,
 )
 
-Tiny = Callable[..., list[str]]
-Tell = Callable[[str], None]
 KILLED = -signal.SIGKILL
-# The generator is soon better than at first: best/ is replaced twice.
-BETTER = [*STEPS, "model.init_std=0.2", "optimizer.g_lr=0.01"]
 # What must have been hit among the touches of the disk, by the words that name them.
 AIMS = {
     "a file of a checkpoint": "half of tmp-0",
@@ -57,17 +45,6 @@ AIMS = {
     "the best generator's, set aside": "rename tiny/best",
     "the best generator's, put in its place": "rename tiny/.best.new",
 }
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Prints a line that is to be seen of a test that passes."""
-
-    def line(text: str) -> None:
-        with capsys.disabled():
-            print(f"\n    {text}", flush=True)
-
-    return line
 
 
 def last_line(path: Path) -> str:
@@ -94,7 +71,7 @@ def deaths(name: str, words: list[str], moments: Path, step: int = 1) -> Iterato
 
 
 @pytest.mark.faults
-def test_a_run_killed_at_every_touch_of_the_disk_goes_on_bit_for_bit(tmp_path: Path, tiny: Tiny, tell: Tell) -> None:
+def test_a_run_killed_at_every_touch_of_the_disk_goes_on_bit_for_bit(tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
     run, arguments, hit = tmp_path / "runs" / "tiny", tiny(*BETTER), []
     expected = calm(arguments, run)
     shutil.rmtree(run)
@@ -104,7 +81,7 @@ def test_a_run_killed_at_every_touch_of_the_disk_goes_on_bit_for_bit(tmp_path: P
         assert contents(run) == expected, where
         shutil.rmtree(run)
     found = {aim: sum(words in where for where in hit) for aim, words in AIMS.items()}
-    tell(f"{len(hit)} kills, at every touch of the disk: " + ", ".join(f"{aim} {count}" for aim, count in found.items()))
+    tell(capsys, f"{len(hit)} kills, at every touch of the disk: " + ", ".join(f"{aim} {count}" for aim, count in found.items()))
     assert all(found.values()), found
     assert len(hit) > 100
 
@@ -122,7 +99,7 @@ KILLS_EACH = 8
 @pytest.mark.faults
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_a_run_killed_at_random_moments_again_and_again_ends_the_same(
-    configuration: str, tmp_path: Path, tiny: Tiny, tell: Tell
+    configuration: str, tmp_path: Path, tiny: Tiny, capsys: Capsys
 ) -> None:
     arguments, run = tiny(*BETTER, *LONGER, *CONFIGURATIONS[configuration]), tmp_path / "runs" / "tiny"
     calm(arguments, run)  # what is cached and compiled at first is done
@@ -142,11 +119,11 @@ def test_a_run_killed_at_random_moments_again_and_again_ends_the_same(
             shutil.rmtree(run)
     assert in_process(train_to_the_end, arguments) == 0
     assert contents(run) == expected
-    tell(f"{kills} kills at random moments, {configuration}")
+    tell(capsys, f"{kills} kills at random moments, {configuration}")
 
 
 @pytest.mark.faults
-def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: Tiny, tell: Tell) -> None:
+def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
     arguments, run = tiny(*BETTER, "model.discriminator.norm=mean_spectral"), tmp_path / "runs" / "tiny"
     run_together(2, train_here, arguments)
     expected = contents(run)
@@ -160,7 +137,7 @@ def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: T
         kills += KILLED in codes
         run_together(2, train_here, arguments)
         assert contents(run) == expected, f"killed at touch {at}, {when}"
-    tell(f"{kills} kills of two processes")
+    tell(capsys, f"{kills} kills of two processes")
     assert kills > 12
 
 
@@ -173,7 +150,7 @@ SECOND_AIMS = [
 
 @pytest.mark.faults
 @pytest.mark.parametrize("aim", SECOND_AIMS)
-def test_a_run_killed_again_while_it_recovers_ends_the_same(aim: str, tmp_path: Path, tiny: Tiny, tell: Tell) -> None:
+def test_a_run_killed_again_while_it_recovers_ends_the_same(aim: str, tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
     run, arguments, moments = tmp_path / "runs" / "tiny", tiny(*BETTER), tmp_path / "moments"
     assert die_at("train", arguments, 10**9, moments) is None
     expected, touches = contents(run), moments.read_text().splitlines()
@@ -192,49 +169,15 @@ def test_a_run_killed_again_while_it_recovers_ends_the_same(aim: str, tmp_path: 
         kills += 1
     assert in_process(train_to_the_end, arguments) == 0
     assert contents(run) == expected
-    tell(f"{kills} kills: at '{aim}', then at the 1st to 25th touch of the next start")
+    tell(capsys, f"{kills} kills: at '{aim}', then at the 1st to 25th touch of the next start")
 
 
 # Scores
 
 
-def pictures(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(count):
-        Image.fromarray(generator.integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / f"{index:03d}.png")
-    return folder
-
-
-def cached() -> dict[str, bytes]:
-    """What the cache holds under its final name."""
-    root = Path(os.environ["MSNGAN_CACHE"])
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not path.name.startswith(".")
-    }
-
-
-def empty_cache() -> None:
-    shutil.rmtree(os.environ["MSNGAN_CACHE"])
-    Path(os.environ["MSNGAN_CACHE"]).mkdir()
-
-
-def nothing_half() -> None:
-    """Whatever the cache holds is whole."""
-    root = Path(os.environ["MSNGAN_CACHE"])
-    for name in cached():
-        if name.endswith(".npz"):
-            with np.load(root / name) as part:
-                assert all(np.isfinite(part[key]).all() for key in part.files), name
-        elif name.endswith(".json"):
-            json.loads((root / name).read_text())
-
-
 @pytest.mark.faults
 def test_a_scoring_that_is_killed_gives_the_same_scores_and_leaves_the_cache_whole(
-    finished_run: Path, tmp_path: Path, tell: Tell
+    finished_run: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     real, run = pictures(tmp_path / "real", 200), tmp_path / "run"
     words = ["score", str(run), "--protocol", "quick", "paper", "--extractor", "efficientnet-lite0", "--reference", str(real)]
@@ -275,7 +218,7 @@ def test_a_scoring_that_is_killed_gives_the_same_scores_and_leaves_the_cache_who
             go_on(f"after {after:.2f} s")
         else:
             anew()
-    tell(f"{kills} kills of a scoring: its extraction, its cache, its line")
+    tell(capsys, f"{kills} kills of a scoring: its extraction, its cache, its line")
     assert kills > 30
 
 
@@ -283,9 +226,7 @@ def test_a_scoring_that_is_killed_gives_the_same_scores_and_leaves_the_cache_who
 
 
 @pytest.mark.faults
-def test_a_sweep_killed_at_touches_of_the_disk_and_at_random_gives_the_same_tables(
-    tmp_path: Path, tell: Tell, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_killed_at_touches_of_the_disk_and_at_random_gives_the_same_tables(tmp_path: Path, capsys: Capsys) -> None:
     runs = tmp_path / "runs"
     grid = ["--norms", "spectral", "mean_spectral", "--rates", "0.001"]
     words = ["sweep", "--config", str(DIGITS), *grid, *TINY_STUDY, f"run.dir={runs}"]
@@ -312,7 +253,7 @@ def test_a_sweep_killed_at_touches_of_the_disk_and_at_random_gives_the_same_tabl
         kills += in_process(run_to_the_end, "study", words, kill_after=moments.uniform(0.05, 0.5) * seconds) == KILLED
     assert in_process(run_to_the_end, "study", words) == 0
     assert outcome() == expected
-    tell(f"{kills} kills of a sweep")
+    tell(capsys, f"{kills} kills of a sweep")
     assert kills > 15
 
 
@@ -339,7 +280,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.faults
-def test_a_killed_command_leaves_the_old_file_or_the_new_one(finished_run: Path, tmp_path: Path, tell: Tell) -> None:
+def test_a_killed_command_leaves_the_old_file_or_the_new_one(finished_run: Path, tmp_path: Path, capsys: Capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     score = ["score", str(run), "--protocol", "quick", "--extractor", "efficientnet-lite0"]
@@ -372,7 +313,9 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(finished_run: Path,
             assert in_process(run_to_the_end, name, words) == 0, (what, where)
             assert files_of(out) == new, (what, where)
             put_old()
-    tell(f"{sum(kills.values())} kills of other commands: " + ", ".join(f"{what} {count}" for what, count in kills.items()))
+    tell(
+        capsys, f"{sum(kills.values())} kills of other commands: " + ", ".join(f"{what} {count}" for what, count in kills.items())
+    )
     assert min(kills.values()) >= 3
 
 
