@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gan import cli
-from gan.config import load_config
 
 DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
 EXAMPLES = """examples:
@@ -27,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
+    from gan.config import load_config  # where Ctrl-C is caught, as all that takes a moment
+
     config = load_config(options.config, options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.

@@ -8,6 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gan import interrupts
+
+if __name__ == "__main__":
+    interrupts.expect_early()  # what follows takes seconds to import
+
 from accelerate import Accelerator
 
 from eval import metrics, results, scoring

@@ -221,8 +221,9 @@ def score_generator(
             if record is not None:
                 scores.append(folder, record)
                 existing[protocol.name] = record
-        if team.is_main:
-            forget(images, judge.extractor)
+    # Also where all is written already: a kill may have come between.
+    if team.is_main and cache_folder(images.identity, judge.extractor).exists():
+        forget(images, judge.extractor)
     return [existing[protocol.name] for protocol in wanted if protocol.name in existing]
 
 

@@ -5,6 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gan import interrupts
+
+if __name__ == "__main__":
+    interrupts.expect_early()  # what follows takes seconds to import
+
 import torch
 
 from gan import checkpoints, cli, sampling

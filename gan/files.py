@@ -1,6 +1,10 @@
 """Writing files so that a kill, a crash or a full disk leaves the old content or the new, never a part."""
 
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gan.errors import UserError
@@ -59,3 +63,42 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
         unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to be filled inside the block, beside ``out`` and hidden; after the block it is ``out``.
+
+    So ``out`` is whole or not there at all. What a kill left of an earlier call is begun anew.
+
+    Raises UserError where ``out`` holds files already or cannot be replaced, and where another process is making it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty, so two sets of files would mix. Choose a new folder.")
+    place = out.resolve()  # a link stays, and what it points to is made
+    if place == Path.cwd() or place.is_mount():
+        raise UserError(f"{out}: is the current folder or a mounted one, which cannot be made anew. Choose a folder in it.")
+    unfinished = place.with_name(f".{place.name}.unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    handle = os.open(unfinished, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            _lock(handle, out)
+        for leftover in unfinished.iterdir():
+            leftover.unlink()
+        try:
+            yield unfinished
+            unfinished.rename(place)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync_folder(place.parent)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, out: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{out}: another process is making it. Wait for it, or choose another folder.") from None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gan import checkpoints, sampling
 from gan.config import Config, load_config
 from gan.errors import UserError
-from gan.files import write_atomically
+from gan.files import new_folder, write_synced
 from gan.networks import build_generator
 from gan.progress import say
 
@@ -84,20 +84,20 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
 
 
 def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
-    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid.
+    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid. It is
+    there whole or not at all.
 
     Raises UserError when ``out`` exists and is not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: not empty. Choose a new folder.")
-    checkpoints.write_weights(
-        out,
-        generator.step,
-        {_FILES[generator.weights]: generator.network.state_dict()},
-        (generator.folder / "config.yaml").read_text(),
-    )
-    write_atomically(out / "grid.png", sampling.encode(sampling.grid(generator.sample(64, seed))))
-    write_atomically(out / "README.md", _card(generator, seed).encode())
+    with new_folder(out) as folder:
+        checkpoints.write_weights(
+            folder,
+            generator.step,
+            {_FILES[generator.weights]: generator.network.state_dict()},
+            (generator.folder / "config.yaml").read_text(),
+        )
+        write_synced(folder / "grid.png", sampling.encode(sampling.grid(generator.sample(64, seed))))
+        write_synced(folder / "README.md", _card(generator, seed).encode())
 
 
 def _card(generator: TrainedGenerator, seed: int) -> str:

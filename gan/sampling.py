@@ -1,5 +1,6 @@
 """Images from a generator: seeded samples, grids, interpolations and animations."""
 
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -12,8 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gan import keyed
-from gan.errors import UserError
-from gan.files import write_atomically
+from gan.files import new_folder, write_atomically
 
 Pixels = NDArray[np.uint8]
 CHUNK = 64  # images in one forward pass, see `generate`
@@ -114,24 +114,27 @@ def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 
 def save_images(pieces: Iterable[Tensor], out: Path, *, start: int = 0) -> int:
     """Single PNGs, named by index, into a folder or a .zip (stored, not compressed again). Returns their number.
 
+    A kill leaves no part of them under the name of ``out``, and the same call then begins anew.
+
     Raises UserError when ``out`` is a folder that already holds files, which would mix two sets.
     """
     index = start
     if out.suffix.lower() == ".zip":
         unfinished = out.with_name(f".{out.name}.tmp")
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:
-            for image in _single(pieces):
-                # A fixed date: the same samples give the same archive.
-                archive.writestr(zipfile.ZipInfo(f"{index:06d}.png", (1980, 1, 1, 0, 0, 0)), encode(image))
-                index += 1
+        with unfinished.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for image in _single(pieces):
+                    # A fixed date: the same samples give the same archive.
+                    archive.writestr(zipfile.ZipInfo(f"{index:06d}.png", (1980, 1, 1, 0, 0, 0)), encode(image))
+                    index += 1
+            file.flush()
+            os.fsync(file.fileno())
         unfinished.replace(out)
     else:
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out}: not empty, so two sets of images would mix. Choose a new folder.")
-        out.mkdir(parents=True, exist_ok=True)
-        for image in _single(pieces):
-            (out / f"{index:06d}.png").write_bytes(encode(image))
-            index += 1
+        with new_folder(out) as folder:
+            for image in _single(pieces):
+                (folder / f"{index:06d}.png").write_bytes(encode(image))
+                index += 1
     return index - start
 
 

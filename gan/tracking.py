@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import secrets
 from collections.abc import Mapping
@@ -56,13 +57,18 @@ def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
 
 
 def last_values(path: Path, key: str) -> dict[str, Any]:
-    """The last line of a metrics file that has ``key``; empty where there is none."""
-    if not path.exists():
+    """The last line of a metrics file that has ``key``; empty where there is none. Reads from the end, one line at a time:
+    a long run's file may be larger than the memory."""
+    if not path.exists() or not path.stat().st_size:
         return {}
-    for line in reversed(path.read_bytes().splitlines()):
-        values: dict[str, Any] = json.loads(line)
-        if key in values:
-            return values
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = len(content)
+        while end > 0:
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            values: dict[str, Any] = json.loads(content[start:end])
+            if key in values:
+                return values
+            end = start
     return {}
 
 

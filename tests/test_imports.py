@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Import nothing of the project; all may use them.
-LEAVES = {"gan.allocator", "gan.errors", "gan.files", "gan.keyed", "gan.progress"}
+LEAVES = {"gan.allocator", "gan.errors", "gan.files", "gan.interrupts", "gan.keyed", "gan.progress"}
 ALLOWED = {
     "gan.allocator": set(),
     "gan.errors": set(),
     "gan.files": set(),
+    "gan.interrupts": set(),
     "gan.keyed": set(),
     "gan.progress": set(),
     "gan.centred": set(),
