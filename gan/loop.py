@@ -86,7 +86,7 @@ def conduct(
         return 0
     work = begin(config, images, accelerator)
     if checkpoint:
-        work.restore(checkpoint)
+        on_all(accelerator, lambda: _restore(work, checkpoint, config))
     lock = on_all(accelerator, lambda: hold(config.folder) if main and lock is None else lock)
     on_main(accelerator, lambda: start_folder(config, images, accelerator, start))
     tracker = on_all(accelerator, lambda: _open_tracker(config, start) if main else None)
@@ -98,6 +98,18 @@ def conduct(
         say(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
     with closing(work), tracker or nullcontext():
         return _loop(work, config, accelerator, tracker, start)
+
+
+def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
+    """Puts back what was saved. Its checksums are right, but whoever made the folder made them too."""
+    try:
+        work.restore(checkpoint)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({reason}). Restore the"
+            " folder from a copy."
+        ) from None
 
 
 def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerator) -> I:
