@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gan.errors import UserError
+from gan.pickles import load_tensors
 from gan.progress import say
+from gan.untrusted import read_file
 
 Floats = NDArray[np.float32]
+_MOST_BYTES = 2**29  # of weights; Inception's have 95 MB
 # Of Inception (2015-12-05, ported from TensorFlow by M. Seitzer; torch-fidelity's release is the same file): the first
 # eight digits of its SHA-256, which its name ends in, as torch hub's names do.
 INCEPTION_CHECKSUM = "6726825d"
@@ -194,17 +197,21 @@ def _inception_weights() -> Path:
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors in ``path``, unpickled without running code, and the file's SHA-256."""
     try:
-        content = path.read_bytes()
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        content = read_file(path, _MOST_BYTES)
+        state = load_tensors(content)
     except OSError as error:
         raise UserError(f"weights {path}: cannot be read ({error.strerror}).") from None
-    except Exception:  # noqa: BLE001 (the unpickler meets any bytes, and trips over them in any way)
+    except ValueError as error:
         raise UserError(
-            f"weights {path}: damaged, or not a state_dict saved by torch. Expected a .pth file of tensors."
+            f"weights {path}: no state_dict saved by torch, or damaged ({error}). Expected a .pth of tensors."
         ) from None
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
         raise UserError(f"weights {path}: no state_dict. Expected a .pth file of named tensors.")
     return state, hashlib.sha256(content).hexdigest()
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _fitting(build: Callable[[], nn.Module], path: Path) -> nn.Module:

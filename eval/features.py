@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.arrays import read_arrays
 from eval.extractors import Extractor, Floats
 from gan.errors import UserError
 from gan.files import cache_root, remove_unfinished, write_atomically
@@ -26,6 +26,7 @@ T = TypeVar("T")
 Part: TypeAlias = dict[str, Floats]  # features and logits of some images
 BATCH = 64  # images in one pass of the network: also as many as the generator makes at once, see gan/sampling.py
 PART = 16 * BATCH  # images that are lost when an extraction is stopped
+_MOST_BYTES = 2**27  # of the features or logits of a part: 32,768 of each image
 FORMAT = 2  # of kept features: another number when the same images give other ones
 
 
@@ -204,9 +205,8 @@ def _load_part(folder: Path, start: int, end: int, extractor: Extractor) -> Part
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            part = {name: file[name] for name in _widths(extractor)}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError):
+        part = read_arrays(path, tuple(_widths(extractor)), _MOST_BYTES)
+    except (OSError, ValueError):
         part = {}
     whole = all(
         name in part and part[name].shape == (end - start, width) and part[name].dtype == np.float32

@@ -1,6 +1,5 @@
 """What runs have scored: read from their folders, checked for comparability, put into words and into rows of a table."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from gan.config import Config, load_config
 from gan.data import load_images
 from gan.errors import UserError
 from gan.settings import flatten
+from gan.sources import MAX_FILE_BYTES
+from gan.untrusted import read_file, read_records
 
 Record = dict[str, Any]
 COLUMNS = ("paper", "sngan", "standard", "quick")
@@ -194,10 +195,17 @@ def _run_scores(folder: Path, config: Config, chosen: dict[str, Record], records
         seed=config.seed,
         records=chosen,
         curve=[Point(step, minutes_at(step), distance) for step, distance in sorted(points.items())],
-        grids=[(_step_of(pictures[i]), pictures[i].read_bytes()) for i in shown],
+        grids=[(_step_of(pictures[i]), _picture(pictures[i])) for i in shown],
         settings=dict(flatten(config)),
         minutes={name: minutes_at(record["step"]) for name, record in chosen.items()},
     )
+
+
+def _picture(path: Path) -> bytes:
+    try:
+        return read_file(path, MAX_FILE_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def _step_of(path: Path) -> int:
@@ -212,9 +220,8 @@ def _clock(folder: Path) -> Callable[[int], float | None]:
     if not path.exists():
         return lambda step: None
     try:
-        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-        records = [(line["step"], float(line["seconds"])) for line in lines if "seconds" in line]
-    except (ValueError, KeyError, TypeError):
+        records = [(line["step"], float(line["seconds"])) for line in read_records(path) if "seconds" in line]
+    except (OSError, ValueError, TypeError, OverflowError):
         raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.") from None
     return lambda step: sum(seconds for at, seconds in records if at <= step) / 60
 

@@ -29,6 +29,7 @@ from gan.files import write_atomically
 from gan.generators import TrainedGenerator
 from gan.processes import on_all, on_all_in_turn, on_main
 from gan.scores import Score
+from gan.untrusted import MAX_JSON, parse_json, read_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
 
@@ -98,7 +99,10 @@ class Judge:
         if name not in self.floors:
             with hold(folder):
                 try:
-                    self.floors[name] = json.loads(place.read_text())
+                    kept = parse_json(read_file(place, MAX_JSON))
+                    if not scores.is_floor(kept):
+                        raise ValueError("no floor")
+                    self.floors[name] = kept
                 except (OSError, ValueError):
                     self.floors[name] = protocols.floor(self.reference, protocol, held_out)
                     with suppress(OSError):  # it is only kept to save time

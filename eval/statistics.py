@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,15 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from eval.arrays import read_arrays
 from gan.errors import UserError
 from gan.files import write_atomically
+from gan.untrusted import parse_json
 
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]
 _ROWS = 1024  # that are brought to float64 at a time
+_MOST_BYTES = 2**29  # of a covariance, of 8,192 features
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,10 @@ def load_moments(path: Path, *, made_by: str | None = None) -> Moments:
         return UserError(f"{path}: {what}.")
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            entries = {name: file[name] for name in ("mu", "sigma", "count", "provenance") if name in file.files}
+        entries = read_arrays(path, ("mu", "sigma", "count", "provenance"), _MOST_BYTES)
     except OSError as error:
         raise refuse(f"cannot be read ({error.strerror or error})") from None
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, AttributeError, TypeError):
+    except ValueError:
         raise refuse("no statistics file (.npz of plain arrays), or a damaged one") from None
     if "mu" not in entries or "sigma" not in entries:
         raise refuse("holds no statistics. Expected the arrays mu and sigma, as pytorch-fid writes them")
@@ -175,11 +176,11 @@ def _provenance(path: Path, entries: dict[str, NDArray[Any]]) -> tuple[dict[str,
     if "provenance" not in entries:
         return {}, None
     try:
-        provenance = json.loads(str(entries["provenance"]))
+        provenance = parse_json(str(entries["provenance"]))
         count = int(entries["count"]) if "count" in entries else -1
         assert all(isinstance(provenance.get(key, {}), dict) for key in ("extractor", "images"))
         shape = provenance.get("images", {}).get("image", [0, 0, 0])
         assert len(shape) == 3 and all(isinstance(side, int) for side in shape)
-    except (ValueError, TypeError, AttributeError, AssertionError):
+    except (ValueError, TypeError, AttributeError, AssertionError, OverflowError):
         raise UserError(f"{path}: its provenance is damaged. Make it again with python -m eval reference.") from None
     return provenance, count if count > 1 else None

@@ -10,6 +10,7 @@ from gan import interrupts
 if __name__ == "__main__":
     interrupts.expect_early()  # what follows takes seconds to import
 
+import numpy as np
 import torch
 
 from gan import checkpoints, cli, sampling
@@ -17,6 +18,8 @@ from gan.errors import UserError
 from gan.files import write_atomically
 from gan.generators import TrainedGenerator, export, load_generator
 from gan.progress import say
+from gan.sources import MAX_FILE_BYTES, decode
+from gan.untrusted import read_file
 
 EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out grid.png --count 64 --seed 0
@@ -78,6 +81,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _frame(path: Path) -> sampling.Pixels:
+    try:
+        return np.array(decode(read_file(path, MAX_FILE_BYTES), str(path)))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
 def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
     try:
         return load_generator(path, options.weights, torch.device(options.device))
@@ -115,7 +125,7 @@ def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
         if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
             raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
         pictures = sorted((options.run / "samples").glob("step-*.png"))
-        frames = [sampling.decode(path.read_bytes()) for path in pictures]
+        frames = [_frame(path) for path in pictures]
     else:
         generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
         frames = [sampling.grid(generator.sample(count, seed), options.columns) for generator in generators]

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gan.errors import UserError, first_line
 from gan.files import sync_folder, write_synced
+from gan.pickles import load_tensors
+from gan.untrusted import MAX_JSON, parse_json, read_file
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
@@ -182,10 +184,9 @@ def load(folder: Path) -> Checkpoint:
         if name.endswith(".safetensors")
     }
     try:
-        # weights_only: nothing but tensors and plain values is unpickled.
-        optimizers = torch.load(BytesIO(contents["optimizers.pt"]), map_location="cpu", weights_only=True)
+        optimizers = load_tensors(contents["optimizers.pt"])
         config, data = contents["config.yaml"].decode(), str(manifest["data"])
-    except Exception as error:  # noqa: BLE001 (the unpickler meets any bytes, and trips over them in any way)
+    except (ValueError, KeyError) as error:
         raise UserError(f"checkpoint {folder}: cannot be read ({first_line(error)}).") from None
     return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNSEEN).exists())
 
@@ -220,15 +221,15 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
         return UserError(f"checkpoint {folder}: {what}.")
 
     try:
-        text = (folder / MANIFEST).read_bytes()
-        manifest = json.loads(text)
+        text = read_file(folder / MANIFEST, MAX_JSON)
+        manifest = parse_json(text)
         listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
         step, version = int(manifest["step"]), manifest["format"]
         sealed = (folder / SEAL).exists()
-        intact = not sealed or (folder / SEAL).read_bytes() == _seal(text)
+        intact = not sealed or read_file(folder / SEAL, MAX_JSON) == _seal(text)
     except FileNotFoundError:
         raise damaged(f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise damaged(f"{MANIFEST} is damaged") from None
     if not intact:
         raise damaged(f"{MANIFEST} has been changed or damaged (its checksum differs)")
@@ -244,7 +245,7 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
     for name in [only] if only else listed:
         size, checksum = listed[name]
         try:
-            content = (folder / Path(name).name).read_bytes()
+            content = read_file(folder / Path(name).name, size)
         except OSError as error:
             raise damaged(f"{name} cannot be read ({error.strerror})") from None
         if len(content) != size:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from gan.allocator import keep_large_blocks
 from gan.errors import LostProcessError, TrainingDivergedError, UserError
+from gan.untrusted import printable
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
 _USERS = {
@@ -56,5 +57,5 @@ def run(command: Callable[[], int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error: " + " ".join(message.split("\n")), file=sys.stderr)
+    print("error: " + printable(" ".join(message.split("\n"))), file=sys.stderr)
     return code

@@ -74,13 +74,23 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
         raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
     saved = checkpoints.load_weights(folder, _FILES[chosen])
     config = load_config(folder / "config.yaml")
+    if _shapes(config) != {name: weight.shape for name, weight in saved.items()}:
+        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.")
     network = build_generator(config)
-    try:
-        network.load_state_dict(saved)
-    except RuntimeError:
-        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.") from None
+    network.load_state_dict(saved)
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
+
+
+def _shapes(config: Config) -> dict[str, torch.Size]:
+    """Of the weights that ``config`` claims; empty where it claims none that there can be. Makes no room for them."""
+    if config.data.channels is None:  # a run resolves it when it starts
+        return {}
+    try:
+        with torch.device("meta"):
+            return {name: weight.shape for name, weight in build_generator(config).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError):  # sizes beyond 8 bytes
+        return {}
 
 
 def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:

@@ -119,12 +119,13 @@ def conduct(
 
 
 def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
+    """Puts back what was saved. Its checksums are right, but whoever made the folder made them too."""
     try:
         work.restore(checkpoint)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{config.folder}: its checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
-            " Restore the folder from a copy, or set run.name to start another run."
+            f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
+            " Restore the folder from a copy."
         ) from None
 
 

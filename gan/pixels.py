@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan.files import cache_root, remove_unfinished, write_atomically
+from gan.untrusted import open_regular
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -20,12 +22,16 @@ def _path(key: str) -> Path:
 def load(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """What was kept under ``key``, a name of the images' content and of all that their decoding depends on; None where
     there is nothing, or it is damaged."""
+    size = _DIGEST + math.prod(shape)
     try:
-        content = np.fromfile(_path(key), dtype=np.uint8)
+        with open_regular(_path(key)) as file:
+            content = np.fromfile(file, dtype=np.uint8, count=size) if os.fstat(file.fileno()).st_size == size else None
     except OSError:
         return None
+    if content is None:
+        return None
     pixels = content[_DIGEST:]
-    if len(pixels) != math.prod(shape) or hashlib.sha256(pixels.data).digest() != content[:_DIGEST].tobytes():
+    if hashlib.sha256(pixels.data).digest() != content[:_DIGEST].tobytes():
         return None
     return pixels.reshape(shape)
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from gan.untrusted import printable
+
 
 def say(message: str) -> None:
     """One line to the user, above a progress bar if there is one. On stderr: stdout is for results."""
-    tqdm.write(message, file=sys.stderr)
+    tqdm.write(printable(message), file=sys.stderr)
 
 
 _WORTH_A_LINE = 1.0  # seconds that a task must have taken for its end to be told

@@ -25,6 +25,7 @@ from gan.errors import UserError
 from gan.files import remove_unfinished, write_atomically
 from gan.progress import say
 from gan.settings import C, Settings, differences, keep_resolved, load, set_value, to_yaml
+from gan.untrusted import MAX_JSON, parse_json, read_file, refuse_links
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
 
@@ -91,6 +92,7 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
     """
     try:
         if is_run(folder):
+            refuse_links(folder, folder / "checkpoints")
             return load(kind, folder / "config.yaml")
         foreign = folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
     except OSError as error:
@@ -108,8 +110,8 @@ def start_folder(
     folder = config.folder
     record = folder / "environment.json"
     try:
-        starts = json.loads(record.read_text())["starts"] if record.exists() else []
-    except (ValueError, KeyError, TypeError):
+        starts = list(parse_json(read_file(record, MAX_JSON))["starts"]) if record.exists() else []
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
     starts.append(environment(config, images, accelerator, step))
     with writing_to(folder):

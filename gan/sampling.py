@@ -97,11 +97,6 @@ def encode(pixels: Pixels, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def decode(content: bytes) -> Pixels:
-    """The reverse of ``encode``."""
-    return np.array(Image.open(BytesIO(content)))
-
-
 def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 300) -> None:
     """An endless GIF of ``frames``, the last one held longer."""
     images = [Image.fromarray(frame) for frame in frames]

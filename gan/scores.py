@@ -11,6 +11,7 @@ from typing import Any
 
 from gan.errors import UserError
 from gan.files import write_atomically
+from gan.untrusted import is_number, is_whole, read_records, refuse_links
 
 FILE = "scores.jsonl"
 Record = dict[str, Any]
@@ -31,19 +32,54 @@ def read(folder: Path) -> list[Record]:
     Raises UserError for a line that is not a score.
     """
     path = folder / FILE
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # a kill cut it off
-        try:
-            record = json.loads(line)
-            record["step"], record["protocol"], record["source"], record["series"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: line {number} is not a score. Restore the file from a copy, or remove the line.") from None
-        records.append(record)
+    try:
+        records = read_records(path)
+        for number, record in enumerate(records, 1):
+            if not _is_score(record):
+                raise ValueError(f"line {number}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error} is not a score. Restore the file from a copy, or remove the line.") from None
     return records
+
+
+def _is_score(record: Record) -> bool:
+    """Whether ``record`` has what is read of it."""
+    made_by = record.get("provenance")
+    return (
+        all(isinstance(record.get(key), str) for key in ("protocol", "source", "series"))
+        and isinstance(made_by, dict)
+        and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
+        and isinstance(made_by["extractor"].get("extractor"), str)
+        and all(key in made_by for key in ("weights", "seed"))
+        and are_measured(record.get("scores"))
+        and is_floor(record.get("floor"))
+    )
+
+
+def are_measured(found: Any) -> bool:
+    """Whether ``found`` has the numbers that a protocol measures."""
+    if not isinstance(found, dict) or not isinstance(found.get("pooled"), dict):
+        return False
+    pooled, entries = found["pooled"], [found.get(name) for name in ("fid", "inception_score", "kid")]
+    return (
+        all(entry is None or (isinstance(entry, dict) and is_number(entry.get("mean"))) for entry in entries)
+        and all(entry.get("std") is None or is_number(entry["std"]) for entry in entries if entry is not None)
+        and found.get("fid") is not None
+        and is_number(pooled.get("fid"))
+        and all(pooled.get(name) is None or is_number(pooled[name]) for name in ("fid_infinity", "precision", "recall"))
+    )
+
+
+def is_floor(found: Any) -> bool:
+    """Whether ``found`` is None or what real images scored."""
+    return found is None or (
+        are_measured(found)
+        and isinstance(found.get("source"), str)
+        and all(is_whole(found.get(key)) for key in ("runs", "samples", "reference"))
+        and "images" in found
+    )
 
 
 def append(folder: Path, record: Record) -> None:
@@ -84,6 +120,7 @@ def distance_of(record: Record) -> float:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """One writer at a time: a command may score a run that is being trained."""
+    refuse_links(folder)
     with (folder / ".scores.lock").open("ab") as file:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)

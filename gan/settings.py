@@ -10,7 +10,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gan.errors import UserError
+from gan.untrusted import read_file
 
+MAX_BYTES = 2**16  # of a configuration; a run's own, with all settings, has 2,500
+_MAX_DEPTH = 20  # of its sections and lists
 Norm: TypeAlias = Literal["none", "batch", "spectral", "mean_spectral"]
 Require: TypeAlias = Callable[[bool, str, str], None]
 
@@ -114,7 +117,7 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     """
     settings = OmegaConf.structured(kind(run=Run(name=path.stem)))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"configuration {path}: {reason}. Give a YAML file such as those in configs/.") from None
@@ -136,10 +139,27 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
 
 def _merge(settings: Any, text: str, source: str, sections: set[str], *, dotted: bool = False) -> Any:
     try:
+        _require_plain(text.partition("=")[2] if dotted else text)
         update = OmegaConf.from_dotlist([text]) if dotted else OmegaConf.create(text or "{}")
         return OmegaConf.merge(settings, update)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_one_line(error, sections)}") from None
+
+
+def _require_plain(text: str) -> None:
+    """Raises ValueError for YAML that means more than it says: few bytes of anchors can stand for billions of values, and
+    OmegaConf's ${...} for the environment's secrets, which a run would then write down."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"*{event.anchor}: anchors are not followed. Write the value itself.")
+        if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+            raise ValueError(f"{event.value[:80]}: ${{...}} is not looked up. Write the value itself.")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ValueError(f"{tag}: tags are not read. Write the value itself.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested {depth} deep, which no setting is.")
 
 
 def _one_line(error: Exception, sections: set[str]) -> str:
@@ -231,6 +251,8 @@ def require_numbers(
 
 def check_common(config: Settings, require: Require) -> None:
     """What is required of every run."""
+    for key, value in flatten(config):
+        require(not isinstance(value, str) or value.isprintable(), key, "must be readable, in one line.")
     require_numbers(
         config,
         at_least_one=("training.batch_size", "checkpoint.every", "checkpoint.keep", "tracking.every"),

@@ -1,7 +1,7 @@
 """What runs of classifiers have recorded: their settings, tests and probes."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -14,9 +14,14 @@ from gan.files import write_atomically
 from gan.runs import is_run
 from gan.settings import flatten, load
 from gan.tracking import METRICS, PROBES
+from gan.untrusted import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
 from study.config import Study
 
 FAILED = "failed.json"
+# What figures show of each layer, beside the gradient's histogram and the shares of its small entries.
+_PROBED = (
+    "gradient_zero", "gradient_std", "gradient_max", "weight_mean", "preactivation_mean", "singular_kernel_mean",
+)  # fmt: skip
 Record = dict[str, Any]
 
 
@@ -37,7 +42,7 @@ class Result:
     def images(self) -> str:
         """Names what it was trained and tested on by content, as its own record has it; empty where that is not there."""
         try:
-            return str(json.loads((self.folder / "environment.json").read_text())["starts"][-1]["data"])
+            return str(parse_json(read_file(self.folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
         except FileNotFoundError:
             return ""
         except (OSError, ValueError, KeyError, TypeError, IndexError):
@@ -51,11 +56,11 @@ class Result:
 
     @cached_property
     def metrics(self) -> list[Record]:
-        return _lines(self.folder / METRICS)
+        return _lines(self.folder / METRICS, lambda record: "test_accuracy" not in record or _is_test(record))
 
     @cached_property
     def probes(self) -> list[Record]:
-        return _lines(self.folder / PROBES)
+        return _lines(self.folder / PROBES, _is_probe)
 
     @property
     def tests(self) -> list[Record]:
@@ -69,8 +74,8 @@ class Result:
         if not path.exists():
             return None
         try:
-            return str(json.loads(path.read_text())["error"])
-        except (ValueError, KeyError, TypeError):
+            return str(parse_json(read_file(path, MAX_JSON))["error"])
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: damaged. Remove it to train the run again.") from None
 
     @property
@@ -94,14 +99,28 @@ class Result:
         return sorted({int(record["layer"]) for record in self.probes})
 
 
-def _lines(path: Path) -> list[Record]:
-    """The whole lines of a file of JSON objects."""
-    if not path.exists():
-        return []
+def _lines(path: Path, whole: Callable[[Record], bool]) -> list[Record]:
+    """The records of a file. Raises UserError where one has not what is read of it."""
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    except ValueError:
-        raise UserError(f"{path}: a damaged line. Restore it from a copy.") from None
+        records = read_records(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: a damaged line, or no file ({error}). Restore it from a copy.") from None
+    for number, record in enumerate(records, 1):
+        if not whole(record):
+            raise UserError(f"{path}: a damaged line (line {number}). Restore it from a copy.")
+    return records
+
+
+def _is_test(record: Record) -> bool:
+    return is_whole(record.get("epoch")) and all(is_number(record.get(key)) for key in ("test_accuracy", "test_loss"))
+
+
+def _is_probe(record: Record) -> bool:
+    shares, counts = record.get("gradient_below"), record.get("gradient_histogram")
+    numbers = [record.get(key) for key in _PROBED]
+    if not (is_whole(record.get("layer")) and isinstance(shares, dict) and isinstance(counts, list)):
+        return False
+    return all(map(is_number, [*numbers, *shares.values(), *counts]))
 
 
 def read_run(folder: Path) -> Result:
