@@ -178,7 +178,7 @@ def classifiers(suite: Suite) -> list[Line]:
             for norm in ("batch", "spectral", "mean_spectral")
         }
         many = model != "densenet_bc"
-        timings = compete(contestants, rounds=suite.rounds(3, 15), units=10 if many else 1)
+        timings = compete(contestants, rounds=suite.rounds(1, 15), units=10 if many else 1)
         for a, paper in (("SN", "1.27"), ("MSN", "1.16")):
             what = f"training step of {MODEL_NAMES[model]}, float32"
             found.append(Line.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
