@@ -24,14 +24,15 @@ from eval.arrays import read_arrays
 from eval.extractors import load_extractor
 from eval.features import PART, cache_folder, extract
 from eval.statistics import load_moments
-from gan import cli, scores, sources
+from gan import checkpoints, cli, scores, sources
 from gan.config import load_config
 from gan.data import load_images, to_pixels
 from gan.errors import UserError
 from gan.generators import load_generator
+from gan.networks import build_generator
 from gan.pickles import load_tensors
 from gan.progress import say
-from gan.settings import MAX_BYTES, Data
+from gan.settings import MAX_BYTES, Data, to_yaml
 from gan.untrusted import Archive, parse_json, printable, read_file, read_records
 from tests.faults import hostile
 from tests.faults.hostile import MIB, Code, Room, npy, npz, png, png_chunk, saved
@@ -159,6 +160,19 @@ def test_no_image_starts_ghostscript(name: str, content: bytes, tmp_path: Path, 
     with pytest.raises(UserError, match="not an image"):
         sources.decode(content, name)
     assert not (tmp_path / hostile.CANARY).exists()
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"\0\0\x08\3", struct.pack(">IIII", 0x803, 10**9, 28, 28), struct.pack(">II", 0x8FF, 2)], ids=range(4)
+)
+def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(head)
+    with pytest.raises(UserError, match=r"data\.name=mnist"):
+        load_images(Data(name="mnist", path=str(tmp_path)))
 
 
 # Folders
@@ -675,6 +689,15 @@ def test_a_configuration_that_claims_a_huge_network_takes_no_memory(change: Call
     with pytest.raises(UserError, match=r"weights do not fit its config\.yaml"):
         load_generator(run)
     assert peak() - before < 50, "MiB"
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+def test_a_generator_with_any_norm_still_has_as_many_weights_as_it_claims(norm: str, tmp_path: Path) -> None:
+    sizes = ["data.channels=1", "model.generator.channels=2", "model.latent_dim=1", f"model.generator.norm={norm}"]
+    config = load_config(hostile.ROOT / "configs" / "digits_msngan.yaml", sizes)
+    weights = {"generator": build_generator(config).state_dict()}
+    checkpoints.write_weights(tmp_path / "export", 1, weights, to_yaml(config))
+    assert load_generator(tmp_path / "export").sample(2).shape == (2, 1, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl", "samples", "checkpoints/step-00000009", "wandb-id"])
