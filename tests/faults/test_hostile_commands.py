@@ -1,6 +1,7 @@
 """Hostile files, met by the real commands: exit code 2, one line, no code run, nothing written, and memory within a bound."""
 
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -196,6 +197,11 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         checkpoint("ema.safetensors", lambda _: ANOTHER, sample), "do not fit"),
     "a manifest that names files outside": (
         manifest(lambda text: text.replace('"ema.safetensors"', '"../../../../images/0.png"')), NONE_LEFT),
+    "a manifest of a file of an exabyte": (
+        manifest(lambda text: re.sub(r'"bytes": \d+', '"bytes": 1' + "0" * 18, text)), NONE_LEFT),
+    "a manifest with a number beyond all": (
+        manifest(lambda text: text.replace('"bytes": ', '"bytes": 1e999, "size": ')), NONE_LEFT),
+    "a manifest nested too deep": (manifest(lambda _: "[" * 10**6), NONE_LEFT),
     "a manifest that is a list": (manifest(lambda _: "[1]"), NONE_LEFT),
     "a configuration of a huge network": (
         checkpoint("config.yaml", lambda world: (world / "runs/run/config.yaml").read_bytes().replace(
