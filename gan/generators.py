@@ -13,6 +13,7 @@ from gan.errors import UserError
 from gan.files import new_folder, write_synced
 from gan.networks import build_generator
 from gan.progress import say
+from gan.settings import set_value
 
 Weights = Literal["ema", "raw"]
 _FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
@@ -74,23 +75,24 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
         raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
     saved = checkpoints.load_weights(folder, _FILES[chosen])
     config = load_config(folder / "config.yaml")
-    if _shapes(config) != {name: weight.shape for name, weight in saved.items()}:
-        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.")
-    network = build_generator(config)
-    network.load_state_dict(saved)
+    try:
+        _require_as_many(config, saved)
+        network = build_generator(config)
+        network.load_state_dict(saved)
+    except RuntimeError:
+        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.") from None
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
 
 
-def _shapes(config: Config) -> dict[str, torch.Size]:
-    """Of the weights that ``config`` claims; empty where it claims none that there can be. Makes no room for them."""
-    if config.data.channels is None:  # a run resolves it when it starts
-        return {}
-    try:
-        with torch.device("meta"):
-            return {name: weight.shape for name, weight in build_generator(config).state_dict().items()}
-    except (RuntimeError, OverflowError, TypeError):  # sizes beyond 8 bytes
-        return {}
+def _require_as_many(config: Config, saved: checkpoints.StateDict) -> None:
+    """Raises RuntimeError where ``config`` claims more weights than were ``saved``, before there is room made for them."""
+    if config.data.channels is None:
+        raise RuntimeError("a run resolves data.channels when it starts")
+    with torch.device("meta"):  # takes no memory; a norm, which would compute, only adds to the weights
+        bare = build_generator(set_value(config, "model.generator.norm", "none"))
+    if sum(p.numel() for p in bare.parameters()) > sum(weight.numel() for weight in saved.values()):
+        raise RuntimeError("more weights than were saved")
 
 
 def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:

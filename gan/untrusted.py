@@ -40,7 +40,7 @@ def read_file(path: Path, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(errno.EFBIG, f"has {size:,} bytes; at most {most:,} are read", str(path))
-        return file.read(most)
+        return file.read(size)
 
 
 def parse_json(text: str | bytes) -> Any:

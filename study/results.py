@@ -12,7 +12,7 @@ from gan.checkpoints import MANIFEST
 from gan.errors import UserError
 from gan.files import write_atomically
 from gan.runs import is_run
-from gan.settings import flatten, load
+from gan.settings import MAX_BYTES, flatten, load
 from gan.tracking import METRICS, PROBES
 from gan.untrusted import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
 from study.config import Study
@@ -132,7 +132,10 @@ def read_run(folder: Path) -> Result:
 
 def _is_study(folder: Path) -> bool:
     """Whether the run is of a classifier: GANs may lie beside it."""
-    return "\nprobes:" in (folder / "config.yaml").read_text(errors="replace")
+    try:
+        return b"\nprobes:" in read_file(folder / "config.yaml", MAX_BYTES)
+    except OSError:
+        return True  # for ``load`` to say why
 
 
 def read_runs(folders: Iterable[Path]) -> list[Result]:

@@ -220,7 +220,8 @@ def raw_zip(path: Path, entries: Sequence[tuple[bytes, bytes, int, int, int]]) -
     with path.open("wb") as file:
         table = b""
         for name, packed, method, size, flags in entries:
-            sizes = struct.pack("<III", 0, min(len(packed), 2**32 - 1), min(size, 2**32 - 1))
+            checksum = zlib.crc32(packed) if method == zipfile.ZIP_STORED else 0
+            sizes = struct.pack("<III", checksum, min(len(packed), 2**32 - 1), min(size, 2**32 - 1))
             extra = struct.pack("<HHQ", 1, 8, size) if size >= 2**32 - 1 else b""
             common = struct.pack("<HHHHH", 45, flags, method, 0, 33) + sizes + struct.pack("<HH", len(name), len(extra))
             table += b"PK\1\2" + struct.pack("<H", 45) + common + struct.pack("<HHHII", 0, 0, 0, 0, file.tell()) + name + extra

@@ -19,22 +19,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
+import eval.__main__ as program
 from eval.arrays import read_arrays
 from eval.extractors import load_extractor
 from eval.features import PART, cache_folder, extract
 from eval.statistics import load_moments
-from gan import cli, scores, sources
+from gan import checkpoints, cli, scores, sources
 from gan.config import load_config
 from gan.data import load_images, to_pixels
 from gan.errors import UserError
 from gan.generators import load_generator
+from gan.networks import build_generator
 from gan.pickles import load_tensors
 from gan.progress import say
-from gan.settings import MAX_BYTES, Data
+from gan.settings import MAX_BYTES, Data, to_yaml
 from gan.untrusted import Archive, parse_json, printable, read_file, read_records
 from tests.faults import hostile
 from tests.faults.hostile import MIB, Code, Room, npy, npz, png, png_chunk, saved
-from tests.small import SmallImages, small_extractor
+from tests.small import SmallImages, scale_down, small_extractor
 
 PIXELS = png_chunk(b"IDAT", zlib.compress(bytes(32 * (32 * 3 + 1))))
 GOOD = png(32, 32, PIXELS)
@@ -160,6 +162,19 @@ def test_no_image_starts_ghostscript(name: str, content: bytes, tmp_path: Path, 
     assert not (tmp_path / hostile.CANARY).exists()
 
 
+@pytest.mark.parametrize(
+    "head", [b"", b"\0\0\x08\3", struct.pack(">IIII", 0x803, 10**9, 28, 28), struct.pack(">II", 0x8FF, 2)], ids=range(4)
+)
+def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (raw / f"{part}-{kind}-ubyte").write_bytes(head)
+    with pytest.raises(UserError, match=r"data\.name=mnist"):
+        load_images(Data(name="mnist", path=str(tmp_path)))
+
+
 # Folders
 
 
@@ -271,7 +286,7 @@ def test_entries_that_share_their_content_are_read_one_at_a_time(tmp_path: Path)
     second = content.rindex(b"PK\1\2")
     content[second + 42 : second + 46] = bytes(4)  # the place of the first
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"1\.png: cannot be read|CRC|differ"):
+    with pytest.raises(UserError, match=r"1\.png: cannot be read"):
         all_images(path)
 
 
@@ -630,6 +645,23 @@ def test_json_is_parsed_up_to_a_depth() -> None:
             parse_json("[" * depth + "]" * depth)
 
 
+def test_a_hostile_floor_in_the_cache_is_made_again(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
+    scale_down(monkeypatch)
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    words = ["score", str(run), "--protocol", "quick", "--extractor", "efficientnet-lite0", "--json"]
+    floors = []
+    for content in ("[" * 10**6, '{"fid": NaN}', ""):
+        (run / scores.FILE).unlink(missing_ok=True)
+        assert cli.run(lambda: program.main(words)) == 0
+        floors.append(json.loads(capsys.readouterr().out)["floor"])
+        (kept,) = (tmp_path / "cache").rglob("floor-*.json")
+        kept.write_text(content)
+    assert floors[0] == floors[1] == floors[2]
+
+
 # Runs
 
 
@@ -657,6 +689,15 @@ def test_a_configuration_that_claims_a_huge_network_takes_no_memory(change: Call
     with pytest.raises(UserError, match=r"weights do not fit its config\.yaml"):
         load_generator(run)
     assert peak() - before < 50, "MiB"
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+def test_a_generator_with_any_norm_still_has_as_many_weights_as_it_claims(norm: str, tmp_path: Path) -> None:
+    sizes = ["data.channels=1", "model.generator.channels=2", "model.latent_dim=1", f"model.generator.norm={norm}"]
+    config = load_config(hostile.ROOT / "configs" / "digits_msngan.yaml", sizes)
+    weights = {"generator": build_generator(config).state_dict()}
+    checkpoints.write_weights(tmp_path / "export", 1, weights, to_yaml(config))
+    assert load_generator(tmp_path / "export").sample(2).shape == (2, 1, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl", "samples", "checkpoints/step-00000009", "wandb-id"])
