@@ -146,7 +146,7 @@ def _die_at_touch(at: int, moments: Path | None) -> None:
         nonlocal count
         count += 1
         if record is not None:
-            path = Path(f"/proc/self/fd/{place}").readlink() if isinstance(place, int) else Path(place)
+            path = Path(f"/proc/self/fd/{place}").readlink() if isinstance(place, int) else Path(str(place))
             write(record, f"{what} {path.parent.name}/{path.name}\n".encode())
         return count == at
 
@@ -156,7 +156,7 @@ def _die_at_touch(at: int, moments: Path | None) -> None:
 
     def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if reached(function.__name__, args[0]):
+            if reached(function.__name__, getattr(args[0], "filename", args[0])):  # a ZipFile's, or a path
                 die()
             return function(*args, **kwargs)
 

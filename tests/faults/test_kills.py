@@ -92,8 +92,8 @@ CONFIGURATIONS = {
     "WGAN-GP": ["loss.name=wgan-gp", "model.discriminator.norm=batch", "training.d_steps=2", "optimizer.beta1=0"],
     "streamed by two workers": ["data.memory_gb=0", "data.workers=2", "data.flip=true"],
 }
-LONGER = ["training.steps=60", "checkpoint.every=1"]
-KILLS_EACH = 8
+LONGER = ["training.steps=24", "checkpoint.every=1", "evaluation.every=6"]
+KILLS_EACH = 6
 
 
 @pytest.mark.faults
@@ -129,8 +129,8 @@ def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: T
     expected = contents(run)
     moments, kills = random.Random(0), 0
     # Where the main process comes to that touch; and where it does not, after so many seconds.
-    aimed = [({}, at) for at in range(3, 130, 12)]
-    drawn = [({"after": moments.uniform(0.2, 2.5)}, 10**9) for _ in range(8)]
+    aimed = [({}, at) for at in range(3, 150, 18)]
+    drawn = [({"after": moments.uniform(0.2, 2.5)}, 10**9) for _ in range(6)]
     for when, at in aimed + drawn:
         shutil.rmtree(run, ignore_errors=True)
         codes = kill_together(2, run_and_die, "train", arguments, at, **when)
@@ -138,7 +138,7 @@ def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: T
         run_together(2, train_here, arguments)
         assert contents(run) == expected, f"killed at touch {at}, {when}"
     tell(capsys, f"{kills} kills of two processes")
-    assert kills > 12
+    assert kills > 9
 
 
 # The files of a run that are half way from one state to another, see AIMS.
@@ -161,7 +161,7 @@ def test_a_run_killed_again_while_it_recovers_ends_the_same(aim: str, tmp_path: 
     assert first is not None
     assert aim in first
     kills = 1
-    for second in range(1, 26):  # on what the kill before has left
+    for second in range(1, 13):  # on what the kill before has left
         if die_at("train", arguments, second, moments) is None:
             assert contents(run) == expected
             shutil.rmtree(run)
@@ -169,7 +169,7 @@ def test_a_run_killed_again_while_it_recovers_ends_the_same(aim: str, tmp_path: 
         kills += 1
     assert in_process(train_to_the_end, arguments) == 0
     assert contents(run) == expected
-    tell(capsys, f"{kills} kills: at '{aim}', then at the 1st to 25th touch of the next start")
+    tell(capsys, f"{kills} kills: at '{aim}', then at the 1st to 12th touch of the next start")
 
 
 # Scores
@@ -310,7 +310,8 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(finished_run: Path,
             else:
                 assert left.keys() == old.keys(), (what, where)
                 assert all(content in (old[file], new[file]) for file, content in left.items()), (what, where)
-            assert in_process(run_to_the_end, name, words) == 0, (what, where)
+            done = what in NEW_FOLDERS and left == new  # a new folder that is there already is refused, as it always was
+            assert in_process(run_to_the_end, name, words) == (2 if done else 0), (what, where)
             assert files_of(out) == new, (what, where)
             put_old()
     tell(

@@ -228,7 +228,7 @@ def test_ctrl_c_at_any_moment_of_a_start_ends_with_one_line(
     moments, counts = random.Random(0), []
     for name, words in programs.items():
         for number in STOPS:
-            for _ in range(8):
+            for _ in range(4):
                 shutil.rmtree(run, ignore_errors=True)
                 code, said, _ = stopped_at_the_shell(words, number, later(moments.uniform(PYTHON, 4)))
                 assert "Traceback" not in said, said
