@@ -1,5 +1,6 @@
 """The one list of a GAN's settings: frozen dataclasses with meaning and unit beside each, and what is required of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +119,7 @@ class Config(Settings):
         require(
             size >= 32 and size % 8 == 0,
             "data.image_size",
-            f"must be a multiple of 8 from 32 up (the generator doubles a grid three times). Try {max(32, round(size / 8) * 8)}.",
+            f"must be a multiple of 8 from 32 up (the generator doubles a grid three times). Try {max(32, (size + 4) // 8 * 8)}.",
         )
         require_numbers(
             self,
@@ -131,8 +132,12 @@ class Config(Settings):
             ),
             positive=("optimizer.d_lr", "optimizer.g_lr", "model.init_std"),
             below_one=("optimizer.beta1", "optimizer.beta2", "training.ema_decay"),
+            at_most={
+                "model.latent_dim": 2**16, "model.generator.channels": 2**13, "model.discriminator.channels": 2**13,
+                "training.d_steps": 1000, "samples.count": 10_000,
+            },
         )  # fmt: skip
-        require(self.samples.seed < 2**63, "samples.seed", "must be below 2^63.")
+        require(math.isfinite(self.loss.penalty), "loss.penalty", "must be a finite number.")
         _check_combinations(self, require)
 
     def warnings(self) -> list[str]:
@@ -160,7 +165,7 @@ def _check_combinations(config: Config, require: Require) -> None:
         "torch.compile has no second derivative, which the gradient penalty takes. Set training.compile=false or another loss.",
     )
     clip = config.loss.clip
-    require(clip is None or clip > 0, "loss.clip", "must be positive, or null for no clipping.")
+    require(clip is None or 0 < clip < float("inf"), "loss.clip", "must be positive, or null for no clipping.")
     require(
         clip is None or config.loss.name == "wgan",
         "loss.clip",

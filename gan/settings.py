@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import yaml
@@ -141,6 +142,8 @@ def _merge(settings: Any, text: str, source: str, sections: set[str], *, dotted:
     try:
         _require_plain(text.partition("=")[2] if dotted else text)
         update = OmegaConf.from_dotlist([text]) if dotted else OmegaConf.create(text or "{}")
+        if OmegaConf.select(update, "tracking.wandb") is False:  # YAML's reading of the word off
+            update.tracking.wandb = "off"
         return OmegaConf.merge(settings, update)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(f"{source}: {_one_line(error, sections)}") from None
@@ -235,7 +238,7 @@ def requirer(config: Settings) -> Require:
 
 def require_numbers(
     config: Settings, *, at_least_one: Sequence[str] = (), not_negative: Sequence[str] = (), positive: Sequence[str] = (),
-    below_one: Sequence[str] = (),
+    below_one: Sequence[str] = (), at_most: Mapping[str, int] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Raises UserError for a setting that is not in its range; ``below_one`` means at least 0 and below 1."""
     require, values = requirer(config), dict(flatten(config))
@@ -247,6 +250,8 @@ def require_numbers(
         require(0 < values[key] < float("inf"), key, "must be a positive number.")
     for key in below_one:
         require(0 <= values[key] < 1, key, "must be at least 0 and below 1.")
+    for key, limit in at_most.items():
+        require(values[key] <= limit, key, f"must be at most {limit:,}.")
 
 
 def check_common(config: Settings, require: Require) -> None:
@@ -257,8 +262,11 @@ def check_common(config: Settings, require: Require) -> None:
         config,
         at_least_one=("training.batch_size", "checkpoint.every", "checkpoint.keep", "tracking.every"),
         not_negative=("seed", "data.workers", "data.memory_gb", "health.max_grad_norm"),
+        # Beyond these a mistyped number would ask for all of a machine's memory or processes, or for an image of terabytes.
+        at_most={"training.batch_size": 2**20, "data.image_size": 4096, "data.workers": 1024},
     )
-    require(config.seed < 2**63, "seed", "must be below 2^63.")
+    for key, value in flatten(config):
+        require(not isinstance(value, int) or value < 2**63, key, "must be below 2^63.")
     name = config.run.name
     require(
         name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\0" not in name,

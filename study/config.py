@@ -64,6 +64,7 @@ class Study(Settings):
             not_negative=("probes.every",),
             positive=("optimizer.lr", "training.epochs"),
             below_one=("optimizer.beta1", "optimizer.beta2"),
+            at_most={"training.epochs": 100_000, "probes.bins": 10_000},
         )
         require(0 < self.data.held_out < 1, "data.held_out", "must be above 0 and below 1.")
         require(self.data.split == "train", "data.split", "a classifier trains on the train split and is tested on the other.")
