@@ -112,7 +112,7 @@ def _lines(path: Path, whole: Callable[[Record], bool]) -> list[Record]:
 
 
 def _is_test(record: Record) -> bool:
-    return is_whole(record.get("epoch")) and all(is_number(record.get(key)) for key in ("test_accuracy", "test_loss"))
+    return all(is_number(record.get(key)) for key in ("epoch", "test_accuracy", "test_loss"))
 
 
 def _is_probe(record: Record) -> bool:
