@@ -1,0 +1,162 @@
+"""Any settings: a run comes to its second step, or is refused with one line and leaves nothing behind."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import study.__main__
+import train as program
+from eval.extractors import EXTRACTORS
+from eval.protocols import PROTOCOLS
+from gan import cli, loop
+from gan.config import Config, load_config
+from study.config import Study, load_study
+from tests.faults.strategies import Kind, Values, as_words, as_yaml, settings_of
+from tests.small import QUICK, scale_down, small_extractor
+from tests.test_mistakes import state
+
+FEW = settings(suppress_health_check=list(HealthCheck), max_examples=15)
+MANY = settings(FEW, max_examples=300)
+SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
+STEPS = 2  # that a run must come to
+FAST: Values = {"tracking.every": 1, "data.path": "images", "data.test_path": "images"}
+# What a run is refused for that cannot be seen in its settings alone: a dry run opens no reference and few images.
+ELSEWHERE = ("data.path", "weights ", "reference", "neither a data set", "no such folder or .zip", "no images", "not a .zip")
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    def errors(self) -> list[str]:
+        return [line for line in self.err.split("\n") if line.startswith("error: ")]
+
+
+def called(main: Callable[[list[str]], int], words: list[str]) -> Outcome:
+    """What a command ends with and says. Whatever is not told in one line comes out as an exception: that is a defect."""
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.run(lambda: main(words))
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Deep in a folder, so that ``..`` stays inside of it; scores take milliseconds and no run more than some steps."""
+    inner = tmp_path / "a" / "b" / "c" / "d"
+    images = inner / "images"
+    draw = np.random.default_rng(0)
+    for index in range(12):
+        (images / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (36, 34, 3), dtype=np.uint8)).save(images / str(index % 2) / f"{index}.png")
+    monkeypatch.chdir(inner)
+    scale_down(monkeypatch)
+    for name in ("sngan", "standard"):
+        monkeypatch.setitem(PROTOCOLS, name, QUICK)
+    for name in ("inception", "inception-pytorch-fid"):
+        published = EXTRACTORS[name]
+        given_weights = lambda weights, device, name=name, published=published: (  # noqa: E731
+            published(weights, device) if weights else small_extractor(name)
+        )
+        monkeypatch.setitem(EXTRACTORS, name, given_weights)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # would take minutes
+    monkeypatch.setenv("HOME", "/nonexistent")
+    _stop_after(monkeypatch, STEPS)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small a run only waits for more
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def _stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
+    """A run that would last gets SIGTERM, as a scheduler sends it, when it has come to its ``steps``-th step."""
+    agreed = loop.StopRequest.agreed
+    done = 0
+
+    def counted(self: Any) -> bool:
+        nonlocal done
+        done += 1
+        if done > steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return agreed(self)
+
+    def begin(*arguments: Any) -> None:
+        nonlocal done
+        done = 0
+        created(*arguments)
+
+    created = loop.StopRequest.__init__
+    patch.setattr(loop.StopRequest, "__init__", begin)
+    patch.setattr(loop.StopRequest, "agreed", counted)
+
+
+def fate(kind: Kind, words: list[str], root: Path) -> Outcome:
+    """Runs a command of ``kind`` for real and dry, and holds it to what any settings must come to."""
+    gan = kind is Config
+    main, first = (program.main, []) if gan else (study.__main__.main, ["train"])
+    before = state(root)
+    dry = called(main, [*first, *words, "--dry-run"])
+    assert dry.code in (0, 2), dry
+    assert state(root) == before, "a dry run has written"
+    real = called(main, [*first, *words])
+    after = state(root)
+    new = {path: content for path, content in after.items() if before.get(path) != content}
+    assert "Traceback" not in real.err
+    if real.code == 2:
+        assert len(real.errors()) == 1, real
+        assert after == before, f"refused, but it has written {sorted(new)}"
+        assert dry.code == 2 or any(words in real.err for words in ELSEWHERE), f"only the real run says {real.err}"
+        return real
+    assert dry.code == 0, f"the dry run refuses what runs: {dry.err}"
+    config = (load_config if gan else load_study)(*_arguments(words))
+    folder = config.folder.resolve()
+    assert all(Path(path).is_relative_to(folder) or Path(path) in folder.parents for path in new), sorted(new)
+    if real.code == 1:
+        assert len(real.errors()) == 1 and "not finite" in real.errors()[0], real
+        return real
+    assert real.code in (0, 128 + signal.SIGTERM), real
+    assert not real.errors()
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    total = getattr(config.training, "steps", None)
+    assert max(steps) >= min(STEPS, total or 1), real
+    shutil.rmtree(folder)
+    return real
+
+
+def _arguments(words: list[str]) -> tuple[Path, list[str]]:
+    return Path(words[words.index("--config") + 1]), words[2:]
+
+
+def both_ways(kind: Kind, calm: Values, wild: Values, root: Path, *, as_file: bool) -> Outcome:
+    """The fate of settings, the ``wild`` ones in the file with the others or as words of the command line."""
+    path = Path("given.yaml")
+    path.write_text(as_yaml(calm | wild if as_file else calm), errors="surrogatepass")
+    shutil.rmtree("runs", ignore_errors=True)
+    return fate(kind, ["--config", str(path), *([] if as_file else as_words(wild))], root)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", [Config, Study])
+def test_any_settings_run_two_steps_or_are_refused_in_one_line(kind: Kind, size: settings, place: Path) -> None:
+    fates: Counter[int] = Counter()
+
+    def try_them(values: tuple[Values, Values], as_file: bool) -> None:
+        fates[both_ways(kind, *values, place, as_file=as_file).code] += 1
+
+    size(given(settings_of(kind, FAST), st.booleans())(try_them))()
+    assert fates[0] + fates[128 + signal.SIGTERM] > 0.1 * fates.total(), "hardly any of them ran"
+    assert fates[2] > 0.1 * fates.total(), "hardly any of them were refused"
