@@ -53,8 +53,8 @@ WILD: tuple[Any, ...] = (
     "010", "08", "1:30", "+1", "2.", "1.5", "~", "null", "yes", "off", "true", "???", "2024-01-01", "!!binary aGk=",
     "!!python/name:os.system", "${seed}", "${run.name}", "${run}", "${nothing}", "${oc.env:HOME}", "${", "$", "\\${seed}", "*a",
     "&a 1", "<<", "- 1", "[", "{", "}", "%", "@", "`", "#", ": ", "'", '"', "\\", "a b", "-a", "--help", "é", "日本", "\u202e",
-    "\u2028", "\x85", "\x1b[2J", "\n", "a\nb", "\r", "\t", "\0", "\ufeff", "\ud800", "x" * 300, "é" * 200, "9" * 5000, [], [1], [[]],
-    [None], ["a"], {}, {"a": 1}, {"name": "x"}, ["a", {"b": [1, {}]}],
+    "\u2028", "\x85", "\x1b[2J", "\n", "a\nb", "\r", "\t", "\0", "\ufeff", "\ud800", "x" * 300, "é" * 200, "9" * 5000, [], [1],
+    [[]], [None], ["a"], {}, {"a": 1}, {"name": "x"}, ["a", {"b": [1, {}]}],
 )  # fmt: skip
 # Neither a configuration nor images: devices without an end, folders, what no program may read.
 PLACES = ("/dev/zero", "/dev/null", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "/dev", ".", "..", "runs", "~", "~/x",

@@ -134,7 +134,6 @@ def test_a_run_stopped_while_it_scores_or_saves_ends_the_same(signals: tuple[int
 
 
 @pytest.mark.faults
-@pytest.mark.xfail(strict=True, reason="gan/loop.py: a signal is answered only when the scoring, however long, is done")
 def test_a_run_stopped_while_a_long_scoring_lasts_leaves_within_30_seconds(tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
     arguments = tiny(*BETTER, "training.steps=8", "checkpoint.every=8", "evaluation.every=4", "evaluation.protocol=quick")
     run, errors, scoring = tmp_path / "runs" / "tiny", tmp_path / "errors", tmp_path / "scoring"
