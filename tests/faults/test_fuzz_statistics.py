@@ -4,10 +4,8 @@ import copy
 import io
 import json
 import math
-import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +30,8 @@ Arrays = dict[str, Any]
 KINDS = ("f2", "f4", ">f8", "i8", "u1", "?", "c16", "U3", "S3", "M8[s]", "V4", "O")
 SHAPES = ((), (0,), (1,), (D,), (D, 1), (1, D), (D, D), (D * D,), (D, D, 1), (2, D, D // 2))
 NUMBERS = (0.0, -0.0, 1.0, -1.0, math.nan, math.inf, -math.inf, 1e-320, 1e30, 1e150, 1e160, 1e308, -1e308)
-JSON: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, 1e308, math.nan, math.inf, "", "x", "1", "\u2028", "x" * 5000, [], [1], [[]],
-    {}, {"a": 1})  # fmt: skip
+JSON: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, 1e308, math.nan, math.inf, "", "x", "1", "\u2028", "x" * 5000, [], [1],
+    [[]], {}, {"a": 1})  # fmt: skip
 
 
 def moments(seed: int) -> Moments:
@@ -123,7 +121,9 @@ def tell(capsys: pytest.CaptureFixture[str], fates: Counter[Any]) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_any_statistics_file_gives_a_finite_distance_or_one_line(
-    size: settings, gans: World, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    size: settings,
+    gans: World,
+    capsys: pytest.CaptureFixture[str],  # noqa: F811
 ) -> None:
     one, other = gans.root / "one.npz", gans.root / "other.npz"
     save_moments(other, moments(1))
@@ -161,7 +161,9 @@ def _score(world: World, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_any_record_of_scores_is_used_or_told_in_one_line(
-    size: settings, gans: World, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    size: settings,
+    gans: World,
+    capsys: pytest.CaptureFixture[str],  # noqa: F811
 ) -> None:
     path = gans.run / "scores.jsonl"
     lines = [json.loads(line) for line in gans.whole["scores.jsonl"].splitlines()]
@@ -185,7 +187,10 @@ def test_any_record_of_scores_is_used_or_told_in_one_line(
 
 @pytest.mark.parametrize("size", SIZES)
 def test_any_damage_to_kept_features_changes_no_score(
-    size: settings, gans: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    size: settings,
+    gans: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("MSNGAN_CACHE", str(cache))
