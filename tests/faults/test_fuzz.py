@@ -1,15 +1,13 @@
 """Any settings: a run comes to its second step, or is refused with one line and leaves nothing behind."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +20,11 @@ import study.__main__
 import train as program
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
-from gan import cli, loop
+from gan import loop
 from gan.config import Config, load_config
 from study.config import Study, load_study
 from tests.faults.strategies import HUGE, SMALL, Kind, Values, as_words, as_yaml, hints, settings_of
+from tests.faults.worlds import Outcome, called
 from tests.small import QUICK, scale_down, small_extractor
 from tests.test_mistakes import state
 
@@ -36,22 +35,6 @@ STEPS = 2  # that a run must come to
 FAST: Values = {"tracking.every": 1, "data.path": "images", "data.test_path": "images"}
 # What a run is refused for that cannot be seen in its settings alone: a dry run opens no reference and few images.
 ELSEWHERE = ("data.path", "weights ", "reference", "neither a data set", "no such folder or .zip", "no images", "not a .zip")
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def errors(self) -> list[str]:
-        return [line for line in self.err.split("\n") if line.startswith("error: ")]
-
-
-def called(main: Callable[[list[str]], int], words: list[str]) -> Outcome:
-    """What a command ends with and says. Whatever is not told in one line comes out as an exception: that is a defect."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = cli.run(lambda: main(words))
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
