@@ -37,12 +37,15 @@ def _score_lines(folder: Path) -> list[str]:
         return []
     series = [record for record in training if record["series"] == training[-1]["series"]]
     extractor = series[0]["provenance"]["extractor"]["extractor"]
-    return [
+    lines = [
         f"scores:      {folder / scores.FILE} (Frechet distance, {extractor}, {series[0]['protocol']}:"
         f" {scores.distance_of(series[0]):.4g} at step {series[0]['step']},"
         f" {scores.distance_of(series[-1]):.4g} at step {series[-1]['step']})",
-        f"best:        {folder / 'best'} (step {checkpoints.step_of(folder / 'best')})",
     ]
+    try:
+        return [*lines, f"best:        {folder / 'best'} (step {checkpoints.step_of(folder / 'best')})"]
+    except (OSError, ValueError, KeyError, TypeError):  # whoever removed or damaged it did not stop the training
+        return [*lines, f"best:        {folder / 'best'} is missing or damaged"]
 
 
 def describe(config: Config, accelerator: Accelerator) -> str:

@@ -13,11 +13,11 @@ NAMES = ("copy", "step-00000005", "step-00000009", "step-x", "tmp-00000005", "da
 
 
 class Damage(NamedTuple):
-    """One damage. ``which`` and ``other`` count a folder's entries, in the order of their paths, round and round."""
+    """One damage. ``which`` and ``other`` are paths, or count a folder's entries in their order, round and round."""
 
     kind: str
-    which: int = 0
-    other: int = 0
+    which: int | str = 0
+    other: int | str = 0
     where: float = 0.5  # in the file, from 0 to 1
     name: str = "copy"
 
@@ -25,7 +25,7 @@ class Damage(NamedTuple):
         entries = sorted(path for path in root.rglob("*") if path.name not in (".lock", ".scores.lock"))
         if not entries:
             return
-        path, other = entries[self.which % len(entries)], entries[self.other % len(entries)]
+        path, other = (root / i if isinstance(i, str) else entries[i % len(entries)] for i in (self.which, self.other))
         if self.kind == "swap":
             _swap(path, other, root)
         elif self.kind == "copy":
@@ -53,7 +53,8 @@ class Damage(NamedTuple):
         """A file's content after a flip of one bit, a cut or all of it gone."""
         at = int(self.where * (len(content) - 1))
         if self.kind == "flip":
-            return content[:at] + bytes([content[at] ^ (1 << self.other % 8)]) + content[at + 1 :]
+            bit = self.other if isinstance(self.other, int) else 0
+            return content[:at] + bytes([content[at] ^ (1 << bit % 8)]) + content[at + 1 :]
         return content[:at] if self.kind == "truncate" else b""
 
 

@@ -45,16 +45,16 @@ SMALL: Mapping[str, tuple[Any, ...]] = {
     "optimizer.g_lr": (2e-4, 1e-30, 0.1),
     "optimizer.lr": (1e-3, 1e-30, 0.1),
 }
-_HUGE = 10**30
+HUGE = 10**30
 # Numbers are tiny, negative or larger than any limit: what lies between costs gigabytes and is for a test of its own.
 WILD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63 - 1, 2**63, 2**64, _HUGE, -_HUGE, 0.0, -0.0, 0.5, -0.5, 1e-320, 1e30, 1e38, 1e308,
+    None, True, False, 0, 1, -1, 2**31, 2**63 - 1, 2**63, 2**64, HUGE, -HUGE, 0.0, -0.0, 0.5, -0.5, 1e-320, 1e30, 1e38, 1e308,
     float("nan"), float("inf"), float("-inf"), "", " ", "nan", ".nan", ".inf", "-.inf", "1e400", "1e30", "0x10", "0b1", "1_0",
     "010", "08", "1:30", "+1", "2.", "1.5", "~", "null", "yes", "off", "true", "???", "2024-01-01", "!!binary aGk=",
     "!!python/name:os.system", "${seed}", "${run.name}", "${run}", "${nothing}", "${oc.env:HOME}", "${", "$", "\\${seed}", "*a",
-    "&a 1", "<<", "- 1", "[", "{", "}", "%", "@", "`", "#", ": ", "'", '"', "\\", "a b", "-a", "--help", "é", "日本", "\u202e",
-    "\u2028", "\x85", "\x1b[2J", "\n", "a\nb", "\r", "\t", "\0", "\ufeff", "\ud800", "x" * 300, "é" * 200, "9" * 5000, [], [1],
-    [[]], [None], ["a"], {}, {"a": 1}, {"name": "x"}, ["a", {"b": [1, {}]}],
+    "&a 1", "<<", "- 1", "[", "{", "}", "%", "@", "`", "#", ": ", "'", '"', "\\", "a b", "-a", "--help", "é", "日本",
+    "\u202e", "\u2028", "\x85", "\x1b[2J", "\n", "a\nb", "\r", "\t", "\0", "\ufeff", "\ud800", "x" * 300, "é" * 200,
+    "9" * 5000, [], [1], [[]], [None], ["a"], {}, {"a": 1}, {"name": "x"}, ["a", {"b": [1, {}]}],
 )  # fmt: skip
 # Neither a configuration nor images: devices without an end, folders, what no program may read.
 PLACES = ("/dev/zero", "/dev/null", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "/dev", ".", "..", "runs", "~", "~/x",

@@ -1,15 +1,13 @@
 """Any settings: a run comes to its second step, or is refused with one line and leaves nothing behind."""
 
-import contextlib
-import io
 import json
 import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +20,11 @@ import study.__main__
 import train as program
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
-from gan import cli, loop
+from gan import loop
 from gan.config import Config, load_config
 from study.config import Study, load_study
-from tests.faults.strategies import Kind, Values, as_words, as_yaml, settings_of
+from tests.faults.strategies import HUGE, SMALL, Kind, Values, as_words, as_yaml, hints, settings_of
+from tests.faults.worlds import Outcome, called
 from tests.small import QUICK, scale_down, small_extractor
 from tests.test_mistakes import state
 
@@ -36,22 +35,6 @@ STEPS = 2  # that a run must come to
 FAST: Values = {"tracking.every": 1, "data.path": "images", "data.test_path": "images"}
 # What a run is refused for that cannot be seen in its settings alone: a dry run opens no reference and few images.
 ELSEWHERE = ("data.path", "weights ", "reference", "neither a data set", "no such folder or .zip", "no images", "not a .zip")
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    def errors(self) -> list[str]:
-        return [line for line in self.err.split("\n") if line.startswith("error: ")]
-
-
-def called(main: Callable[[list[str]], int], words: list[str]) -> Outcome:
-    """What a command ends with and says. Whatever is not told in one line comes out as an exception: that is a defect."""
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        code = cli.run(lambda: main(words))
-    return Outcome(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -160,3 +143,35 @@ def test_any_settings_run_two_steps_or_are_refused_in_one_line(kind: Kind, size:
     size(given(settings_of(kind, FAST), st.booleans())(try_them))()
     assert fates[0] + fates[128 + signal.SIGTERM] > 0.1 * fates.total(), "hardly any of them ran"
     assert fates[2] > 0.1 * fates.total(), "hardly any of them were refused"
+
+
+# What fuzzing has found, as a name, settings and words of the one line.
+FOUND: dict[str, tuple[Kind, Values, str]] = {
+    "a batch that no memory holds": (Config, {"training.batch_size": HUGE}, "must be at most 1,048,576."),
+    "images that no memory holds": (Config, {"data.image_size": 8 * HUGE}, "must be at most 4,096."),
+    "a hundred thousand channels": (Config, {"model.generator.channels": 100_000}, "must be at most 8,192."),
+    "noise without end": (Config, {"model.latent_dim": HUGE}, "must be at most 65,536."),
+    "a step without end": (Config, {"training.d_steps": HUGE}, "must be at most 1,000."),
+    "a grid without end": (Config, {"samples.count": HUGE}, "must be at most 10,000."),
+    "a process for every image": (Config, {"data.workers": 2**31, "data.memory_gb": 0}, "must be at most 1,024."),
+    "more steps than can be counted": (Config, {"training.steps": 2**63}, "must be below 2^63."),
+    "an infinite penalty": (Config, {"loss.penalty": float("inf")}, "must be a finite number."),
+    "an infinite clip": (Config, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be positive"),
+    "epochs without end": (Study, {"training.epochs": 1e30}, "must be at most 100,000."),
+    "a histogram that no memory holds": (Study, {"probes.bins": HUGE}, "must be at most 10,000."),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_settings_that_fuzzing_found_are_refused_in_one_line(found: str, place: Path) -> None:
+    kind, wild, words = FOUND[found]
+    calm = {key: values[0] for key, values in SMALL.items() if key in hints(kind)}
+    for as_file in (True, False):
+        outcome = both_ways(kind, calm, wild, place, as_file=as_file)
+        assert outcome.code == 2 and words in outcome.err, outcome
+
+
+def test_the_word_off_means_off_although_yaml_reads_it_as_false(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("tracking: {wandb: off}")
+    assert load_config(path).tracking.wandb == load_config(path, ["tracking.wandb=off"]).tracking.wandb == "off"

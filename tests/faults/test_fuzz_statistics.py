@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 import eval.__main__ as evaluation
 from eval.statistics import Moments, save_moments
 from tests.faults.damages import Damage, contents
-from tests.faults.test_fuzz import Outcome, called
-from tests.faults.test_fuzz_runs import GAN, World, _quick, gans  # noqa: F401 (fixtures)
+from tests.faults.worlds import Outcome, World, called
 from tests.small import small_extractor
 
 FEW = settings(suppress_health_check=list(HealthCheck), max_examples=10)
@@ -30,8 +29,8 @@ Arrays = dict[str, Any]
 KINDS = ("f2", "f4", ">f8", "i8", "u1", "?", "c16", "U3", "S3", "M8[s]", "V4", "O")
 SHAPES = ((), (0,), (1,), (D,), (D, 1), (1, D), (D, D), (D * D,), (D, D, 1), (2, D, D // 2))
 NUMBERS = (0.0, -0.0, 1.0, -1.0, math.nan, math.inf, -math.inf, 1e-320, 1e30, 1e150, 1e160, 1e308, -1e308)
-JSON: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, 1e308, math.nan, math.inf, "", "x", "1", "\u2028", "x" * 5000, [],
-    [1], [[]], {}, {"a": 1})  # fmt: skip
+JSON: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, 1e308, math.nan, math.inf, "", "x", "1", "\u2028", "x" * 5000, [], [1],
+    [[]], {}, {"a": 1})  # fmt: skip
 
 
 def moments(seed: int) -> Moments:
@@ -123,7 +122,7 @@ def tell(capsys: pytest.CaptureFixture[str], fates: Counter[Any]) -> None:
 def test_any_statistics_file_gives_a_finite_distance_or_one_line(
     size: settings,
     gans: World,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, other = gans.root / "one.npz", gans.root / "other.npz"
     save_moments(other, moments(1))
@@ -163,7 +162,7 @@ def _score(world: World, *more: str) -> list[str]:
 def test_any_record_of_scores_is_used_or_told_in_one_line(
     size: settings,
     gans: World,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = gans.run / "scores.jsonl"
     lines = [json.loads(line) for line in gans.whole["scores.jsonl"].splitlines()]
@@ -190,7 +189,7 @@ def test_any_damage_to_kept_features_changes_no_score(
     size: settings,
     gans: World,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("MSNGAN_CACHE", str(cache))
