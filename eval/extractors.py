@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import urllib.error
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gan.downloads import alone_in, download, has_checksum
 from gan.errors import UserError
 from gan.pickles import load_tensors
 from gan.progress import say
@@ -170,28 +170,29 @@ def _package(name: str) -> str:
 def _inception_weights() -> Path:
     """The published weights: from torch hub's cache, or downloaded into it and checked."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    for name in INCEPTION_FILES:
-        path = folder / name
-        if path.exists():
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if not found.startswith(INCEPTION_CHECKSUM):
-                raise UserError(
-                    f"{path}: not the published Inception weights (SHA-256 {found[:8]}..., expected {INCEPTION_CHECKSUM}...)."
-                    " Remove it to download them again, or name another file with --weights."
-                )
-            return path
     path = folder / INCEPTION_FILES[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    say(f"downloading Inception's weights (95 MB) to {path}")
     try:
-        torch.hub.download_url_to_file(INCEPTION_URL, str(path), hash_prefix=INCEPTION_CHECKSUM)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another checksum
+        with alone_in(folder):
+            for there in (folder / name for name in INCEPTION_FILES):
+                if there.exists():
+                    _require_published(there)
+                    return there
+            say(f"downloading Inception's weights (95 MB) to {path}")
+            download([INCEPTION_URL], path, "sha256", INCEPTION_CHECKSUM)
+    except OSError as error:
         raise UserError(
             f"Inception's weights cannot be downloaded ({str(error).splitlines()[0]}). Fetch {INCEPTION_URL} yourself and"
             f" put it at {path}, or name a file with --weights. efficientnet-lite0 needs no download."
         ) from None
     return path
+
+
+def _require_published(path: Path) -> None:
+    if not has_checksum(path, "sha256", INCEPTION_CHECKSUM):
+        raise UserError(
+            f"{path}: not the published Inception weights (their SHA-256 begins with {INCEPTION_CHECKSUM})."
+            " Remove it to download them again, or name another file with --weights."
+        )
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:

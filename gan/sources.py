@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gan.errors import UserError
+from gan.published import load_published
 from gan.settings import Data
 from gan.untrusted import Archive, read_file
 
@@ -296,39 +297,12 @@ def _digits() -> ArraySource:
     return ArraySource(np.asarray(np.rint(digits.images * (255 / 16)), dtype=np.uint8), digits.target)
 
 
-def _torchvision(data: Data) -> ArraySource:
-    """The images of a data set that torchvision knows: downloaded and checked where they are not there yet."""
-    from torchvision import datasets
-
-    root, train = Path(data.path or f"data/{data.name}"), data.split == "train"
-    makers: dict[str, tuple[Callable[[], Any], str]] = {
-        "mnist": (lambda: datasets.MNIST(root, train, download=True), "MNIST/raw/*-ubyte (four files)"),
-        "fashion_mnist": (lambda: datasets.FashionMNIST(root, train, download=True), "FashionMNIST/raw/*-ubyte (four files)"),
-        "cifar10": (lambda: datasets.CIFAR10(root, train, download=True), "cifar-10-python.tar.gz"),
-        "cifar100": (lambda: datasets.CIFAR100(root, train, download=True), "cifar-100-python.tar.gz"),
-        "svhn": (lambda: datasets.SVHN(root, data.split, download=True), f"{data.split}_32x32.mat"),
-    }  # fmt: skip
-    make, file = makers[data.name]
-    try:
-        dataset = make()
-    except Exception as error:  # noqa: BLE001 (URLError, "not found or corrupted", and whatever a damaged file makes of its reader)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({reason})."
-            f" Put {file} there yourself, or set data.path to the folder that holds it."
-        ) from None
-    images = np.asarray(dataset.data)
-    if data.name == "svhn":
-        return ArraySource(images.transpose(0, 2, 3, 1), dataset.labels)
-    return ArraySource(images, np.asarray(dataset.targets), 100 if data.name == "cifar100" else 10)
-
-
 def open_source(data: Data) -> Source:
     """The images that ``data`` names. Raises UserError when there are none, or they cannot be had."""
     if data.name == "digits":
         return _digits()
     if data.name != "folder":
-        return _torchvision(data)
+        return ArraySource(*load_published(data))
     assert data.path is not None
     path = Path(data.path)
     if not path.exists():

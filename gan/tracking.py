@@ -5,7 +5,9 @@ import json
 import mmap
 import os
 import secrets
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gan.errors import UserError
+from gan.progress import say
 
 Wandb = Literal["off", "offline", "online"]
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
-WANDB_TIMEOUT = 30.0  # seconds that a start waits for wandb's server
+# Seconds that wandb's server can cost a run at most, whatever it does; while it trains, nothing waits for it.
+WANDB_START, WANDB_END = 30.0, 30.0
 
 
 def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
@@ -29,11 +33,8 @@ def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
         )
     if wandb != "off" and find_spec("wandb") is None:
         raise UserError(f"tracking.wandb={wandb}: wandb is not installed. pip install wandb, or set tracking.wandb=off.")
-    if wandb == "online":
-        import wandb as library
-
-        if not library.login(prompt=False, verify=False):  # asks no server: one that is away would stall the start
-            raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
+    if wandb == "online" and not _library().login(prompt=False, verify=False):
+        raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
 
 
 def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
@@ -97,6 +98,104 @@ class Lines:
         os.close(self._file)
 
 
+def _library() -> Any:
+    """wandb, for the first time or again."""
+    # Each waits for a server that is away: its reports about itself 15 s at the program's end, its greeting 15 s at the start.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb
+
+
+class WandbRun:
+    """A run's copy at wandb. Its server may be away, hang, refuse or break at any time: training goes on.
+
+    What cannot be sent is kept in the run's folder, in ``wandb``, under the same identity: uploaded later, it lands in the
+    same run. At most a second of it is lost where wandb's own process is killed; metrics.jsonl does not depend on it.
+    """
+
+    def __init__(self, folder: Path, mode: Wandb, **options: Any) -> None:
+        """Raises UserError when it is to record offline and cannot."""
+        identity = folder / "wandb-id"
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(4))
+        self._options = {"name": folder.name, "id": identity.read_text().strip(), "dir": str(folder), **options}
+        self._asked = mode
+        self._parts: list[Path] = []  # folders of the record: a second one where the first ended early
+        self._run: Any = None
+        try:
+            self._start(mode)
+        except Exception as error:  # noqa: BLE001 (of many kinds: its own, of its process, of the network)
+            if mode == "offline":
+                raise UserError(f"tracking.wandb=offline: wandb could not start ({_first_line(error)}). Set it to off.") from None
+            self._go_offline(error)
+
+    def _start(self, mode: Wandb) -> None:
+        library = _library()
+        settings = library.Settings(
+            init_timeout=WANDB_START / 2,  # leaves time for its processes to start and end
+            finish_timeout=WANDB_END / 2,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds of its record that are lost with its process
+        )
+        self._run = library.init(mode=mode, resume="allow", settings=settings, **self._options)
+        self._parts.append(Path(self._run.dir).parent)
+        say(f"wandb: {self._run.url}" if mode == "online" else f"wandb: offline, in {self._parts[-1]}")
+
+    def _go_offline(self, error: Exception) -> None:
+        """Records from now on without a server, and says so; not at all where that fails too."""
+        self._run = None
+        if len(self._parts) < 2:
+            self._tear_down()
+            with suppress(Exception):
+                self._start("offline")
+        say(
+            f"warning: wandb failed ({_first_line(error)}). Training goes on, recorded"
+            f" {f'in {METRICS} alone' if self._run is None else 'offline, to be uploaded when it has ended'}."
+        )
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Hands ``values`` to wandb's process, which records and sends them: waits for no server."""
+        while self._run is not None:
+            try:
+                self._run.log(dict(values), step=step)
+            except Exception as error:  # noqa: BLE001 (its process was killed, or the disk is full)
+                self._go_offline(error)
+            else:
+                return
+
+    def close(self) -> None:
+        """Ends the record, and the upload if it can be done in time; says how to upload later if not."""
+        reason = ""
+        try:
+            if self._run is not None:
+                self._run.finish()
+        except Exception as error:  # noqa: BLE001 (a TimeoutError, or its process was killed)
+            reason = f" ({_first_line(error)})"
+        self._tear_down()
+        if self._parts and (reason or not self._all_sent()):
+            missing = "" if self._asked == "offline" else f" Its server has not got all of this run{reason}."
+            # Without the flag, what began online is left out.
+            command = " ".join(["wandb sync --include-online", *(shlex.quote(str(part.resolve())) for part in self._parts)])
+            say(f"wandb:{missing} To upload it: {command}")
+
+    def _all_sent(self) -> bool:
+        """Whether wandb's process met no error: it raises none for what a server refuses or garbles after the start."""
+        log = self._parts[0] / "logs" / "debug-internal.log"
+        online = len(self._parts) == 1 and not self._parts[0].name.startswith("offline")
+        return online and log.exists() and '"level":"ERROR' not in log.read_text(errors="replace")
+
+    def _tear_down(self) -> None:
+        """Ends wandb's process, here and not at the interpreter's end, where it would print a traceback if it was killed."""
+        with suppress(Exception):
+            _library().teardown()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class Tracker:
     """Writes one run's records. Used by the main process only."""
 
@@ -109,25 +208,10 @@ class Tracker:
         self._metrics = Lines(folder / METRICS, step, looked=looked)
         truncate_metrics(folder / PROBES, step)
         self._probes: Lines | None = None
-        self._wandb: Any = None
+        self._wandb: WandbRun | None = None
         self._tensorboard: Any = None
         if wandb != "off":
-            import wandb as library
-
-            identity = folder / "wandb-id"
-            if not identity.exists():
-                identity.write_text(secrets.token_hex(4))
-            try:
-                self._wandb = library.init(
-                    project=project, name=folder.name, id=identity.read_text().strip(), resume="allow", mode=wandb,
-                    dir=str(folder), config=dict(settings), settings=library.Settings(init_timeout=WANDB_TIMEOUT),
-                )  # fmt: skip
-            except library.errors.Error as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"tracking.wandb={wandb}: wandb could not start ({reason})."
-                    " Set tracking.wandb=offline and upload later with 'wandb sync'."
-                ) from None
+            self._wandb = WandbRun(folder, wandb, project=project, config=dict(settings))
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -137,7 +221,7 @@ class Tracker:
         """One line with ``step`` and ``values``; finite numbers only."""
         self._metrics.append({"step": step, **values})
         if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log(step, values)
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, value, step)
@@ -151,9 +235,7 @@ class Tracker:
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """A picture (H, W) or (H, W, 3) for wandb and TensorBoard; the PNG is written by who made it."""
         if self._wandb is not None:
-            import wandb as library
-
-            self._wandb.log({name: library.Image(Image.fromarray(pixels))}, step=step)
+            self._wandb.log(step, {name: _library().Image(Image.fromarray(pixels))})
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
@@ -173,6 +255,6 @@ class Tracker:
         if self._probes is not None:
             self._probes.close()
         if self._wandb is not None:
-            self._wandb.finish()
+            self._wandb.close()
         if self._tensorboard is not None:
             self._tensorboard.close()

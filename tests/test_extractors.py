@@ -2,6 +2,7 @@
 
 import hashlib
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("gan.downloads.PAUSES", (0.0, 0.0))
     return tmp_path / "hub" / "checkpoints"
 
 

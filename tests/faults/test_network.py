@@ -1,0 +1,249 @@
+"""wandb's server fails in every way: training goes on, and what was recorded can be uploaded later."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gan.tracking import WANDB_END, WANDB_START
+from tests.conftest import TINY, command
+from tests.faults.servers import WandbServer
+from tests.test_resume import contents
+
+Tiny = Callable[..., list[str]]
+SETTINGS = ["training.steps=60", "samples.every=20", "checkpoint.every=30"]
+
+
+def wandb_environment(server: WandbServer, home: Path) -> dict[str, str]:
+    folders = {f"WANDB_{kind}_DIR": str(home / "wandb-home") for kind in ("CONFIG", "CACHE", "DATA")}
+    return {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, **folders}
+
+
+def start(server: WandbServer, home: Path, *extra: str) -> subprocess.Popen[str]:
+    arguments = [*TINY, f"run.dir={home}", "run.name=run", *SETTINGS, *extra]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **wandb_environment(server, home)}
+    program = [sys.executable, "train.py", *arguments]
+    return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def lines_of(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def upload(errors: str, home: Path) -> WandbServer:
+    """Runs the command that the run told its user, at a server that works, which is returned with what it got."""
+    (told,) = [line for line in errors.splitlines() if "To upload it: " in line]
+    words = shlex.split(told.partition("To upload it: ")[2])
+    with WandbServer() as server:
+        program = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+        environment = {**os.environ, **wandb_environment(server, home)}
+        subprocess.run(program, env=environment, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
+        return server
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["d_loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+
+
+def sent_losses(server: WandbServer) -> dict[int, float]:
+    return {step: values["d_loss"] for step, values in server.history.items() if "d_loss" in values}
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The run that wandb must not change, and the seconds that it takes."""
+    home = tmp_path_factory.mktemp("untracked")
+    with WandbServer() as server, start(server, home) as process:
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return home / "run", time.monotonic() - began
+
+
+def require_the_same_run(run: Path, calm: Path) -> None:
+    """Records, pictures, weights and optimisers, bit for bit; settings say where the run is, and that wandb was on."""
+    here, there = (
+        {
+            name: content
+            for name, content in contents(folder).items()
+            if not name.startswith("wandb") and Path(name).name not in ("config.yaml", "checkpoint.json")
+        }
+        for folder in (run, calm)
+    )
+    assert here == there
+    assert {"metrics.jsonl", "samples/step-00000060.png", "checkpoints/step-00000060/optimizers.pt"} <= here.keys()
+
+
+@pytest.fixture
+def server_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server for a run in this process."""
+    import wandb
+
+    wandb.teardown()
+    with WandbServer() as server:
+        for name, value in wandb_environment(server, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        for name in ("WANDB_SILENT", "WANDB_ERROR_REPORTING"):  # set by the run, to be taken back
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, {"WANDB_SILENT": "true"}.get(name, "false"))
+        yield server
+    wandb.teardown()
+
+
+@pytest.mark.slow
+def test_a_server_that_works_gets_all_and_nothing_is_left_to_upload(
+    server_here: WandbServer, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(tiny("training.steps=4", "samples.every=2", "tracking.wandb=online")) == 0
+    shown, run = capsys.readouterr().err, tmp_path / "runs" / "tiny"
+    assert "To upload it" not in shown
+    assert f"wandb: {server_here.url}/me/msngan/runs/{(run / 'wandb-id').read_text()}" in shown
+    assert sent_losses(server_here) == losses(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["refuses the key", "garbles"])
+def test_a_run_that_the_server_refuses_trains_on_offline_and_uploads_later(
+    mode: str, server_here: WandbServer, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server_here.mode = mode
+    assert command(tiny("training.steps=2", "tracking.wandb=online")) == 0
+    shown, run = capsys.readouterr().err, tmp_path / "runs" / "tiny"
+    assert "warning: wandb failed (Failed to get resume status" in shown
+    if mode == "refuses the key":  # one upload is enough in a short test
+        later = upload(shown, tmp_path)
+        assert later.runs == {(run / "wandb-id").read_text()}
+        assert sent_losses(later) == losses(run)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("mode", ["away", "hangs", "is slow", "refuses the key", "forbids", "fails", "garbles"])
+def test_whatever_the_server_does_at_the_start_the_run_is_the_same_and_soon_there(
+    mode: str, untracked: tuple[Path, float], tmp_path: Path
+) -> None:
+    calm, seconds = untracked
+    with WandbServer(mode) as server, start(server, tmp_path, "tracking.wandb=online") as process:
+        began = time.monotonic()
+        _, errors = process.communicate(timeout=300)
+        took = time.monotonic() - began
+    print(f"server {mode}: {took - seconds:.1f} s more than untracked\n{errors}")
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    require_the_same_run(tmp_path / "run", calm)
+    # A server that never worked is not waited for at the end.
+    assert took - seconds < (WANDB_START + WANDB_END if mode == "is slow" else WANDB_START)
+    if mode != "is slow":
+        assert errors.count("warning: ") == 1
+        assert "Training goes on, recorded offline" in errors
+        server = upload(errors, tmp_path)
+    assert sent_losses(server) == losses(tmp_path / "run")
+    assert server.runs == {(tmp_path / "run" / "wandb-id").read_text()}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("mode", ["away", "hangs", "refuses the key", "fails", "garbles"])
+def test_a_server_that_breaks_in_the_middle_costs_a_bounded_time_at_the_end_and_no_record(
+    mode: str, untracked: tuple[Path, float], tmp_path: Path
+) -> None:
+    calm, seconds = untracked
+    run = tmp_path / "run"
+    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
+        began = time.monotonic()
+        wait_for(lambda: lines_of(run) > 1)
+        server.mode = mode
+        if mode == "away":
+            server.close()
+        _, errors = process.communicate(timeout=300)
+        took = time.monotonic() - began
+    print(f"server {mode} in the middle: {took - seconds:.1f} s more than untracked\n{errors}")
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    require_the_same_run(run, calm)
+    assert took - seconds < WANDB_END
+    assert "Its server has not got all of this run" in errors
+    assert sent_losses(upload(errors, tmp_path)) == losses(run)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """wandb's own processes, begun by ``process``."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text().rpartition(")")
+        except OSError:
+            continue
+        if name.endswith("wandb-core") and int(rest.split()[1]) == process.pid:
+            found.append(int(status.parent.name))
+    return found
+
+
+@pytest.mark.faults
+def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: tuple[Path, float], tmp_path: Path) -> None:
+    calm, _ = untracked
+    run = tmp_path / "run"
+    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
+        wait_for(lambda: lines_of(run) > 1)
+        (core,) = children(process)
+        os.kill(core, signal.SIGKILL)
+        killed_at = lines_of(run)
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "warning: wandb failed" in errors
+    require_the_same_run(run, calm)
+    later = upload(errors, tmp_path)
+    expected = losses(run)
+    assert len(expected) == 60
+    sent = sent_losses(later)
+    assert {step: sent[step] for step in expected if step > killed_at + 1} == {
+        step: loss for step, loss in expected.items() if step > killed_at + 1
+    }
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_leaves_within_the_bound_when_the_server_hangs(number: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online", "training.steps=100000") as process:
+        wait_for(lambda: lines_of(run) > 1)
+        server.mode = "hangs"
+        began = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=300)
+        took = time.monotonic() - began
+    print(f"left {took:.1f} s after the signal\n{errors}")
+    assert process.returncode == 128 + number
+    assert "saved. The same command goes on from there" in errors
+    assert took < WANDB_END
+    assert sent_losses(upload(errors, tmp_path)) == losses(run)
+
+
+@pytest.mark.faults
+def test_ctrl_c_while_the_start_waits_for_the_server_ends_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with WandbServer("hangs") as server, start(server, tmp_path, "tracking.wandb=online") as process:
+        wait_for(lambda: (run / "wandb").exists())
+        time.sleep(1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+        took = time.monotonic() - began
+    print(f"left {took:.1f} s after the signal\n{errors}")
+    assert process.returncode == 130
+    assert took < WANDB_END
+    assert errors.splitlines()[-1] == "error: interrupted."
