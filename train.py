@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan import cli
+from gan import cli, interrupts
 
 DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
 EXAMPLES = """examples:
@@ -26,15 +26,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
-    from gan.config import load_config  # where Ctrl-C is caught, as all that takes a moment
+    with interrupts.importing():
+        from gan.config import load_config
 
     config = load_config(options.config, options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.
-    from eval.scoring import open_evaluation
-    from gan.overview import describe, summary
-    from gan.processes import connected
-    from gan.training import train
+    with interrupts.importing():
+        from eval.scoring import open_evaluation
+        from gan.overview import describe, summary
+        from gan.processes import connected
+        from gan.training import train
 
     with connected() as accelerator:
         if options.dry_run:

@@ -11,7 +11,7 @@ from typing import Any
 from gan import interrupts
 
 if __name__ == "__main__":
-    interrupts.expect_early()  # what follows takes seconds to import
+    interrupts.end_at_once()  # what follows takes seconds to import
 
 from accelerate import Accelerator
 
@@ -215,4 +215,5 @@ def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Ac
 
 
 if __name__ == "__main__":
+    interrupts.raise_again()
     sys.exit(cli.run(lambda: main(sys.argv[1:])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from gan import interrupts
 
 if __name__ == "__main__":
-    interrupts.expect_early()  # what follows takes seconds to import
+    interrupts.end_at_once()  # what follows takes seconds to import
 
 import numpy as np
 import torch
@@ -137,4 +137,5 @@ def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    interrupts.raise_again()
     sys.exit(cli.run(lambda: main(sys.argv[1:])))

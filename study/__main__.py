@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan import cli
+from gan import cli, interrupts
 from gan.errors import UserError
 
 EXAMPLES = """examples:
@@ -70,11 +70,13 @@ def main(arguments: Sequence[str]) -> int:
     if pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
     if options.command == "speed":
-        from study.speed import write_speed
+        with interrupts.importing():
+            from study.speed import write_speed
 
         print(write_speed(options.out, options.rounds))
         return 0
-    from study.results import read_runs
+    with interrupts.importing():
+        from study.results import read_runs
 
     runs = read_runs(options.runs)
     if options.command == "tables":
@@ -89,11 +91,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from study.config import load_study
+    with interrupts.importing():
+        from study.config import load_study
 
     config = load_study(options.config, options.overrides)
-    from gan.processes import connected
-    from study.classifier import describe, summary, train
+    with interrupts.importing():
+        from gan.processes import connected
+        from study.classifier import describe, summary, train
 
     with connected() as accelerator:
         if options.dry_run:
@@ -108,9 +112,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from gan.processes import connected
-    from study.sweep import Grid, readable, sweep
-    from study.tables import accuracy_table
+    with interrupts.importing():
+        from gan.processes import connected
+        from study.sweep import Grid, readable, sweep
+        from study.tables import accuracy_table
 
     grid = Grid(options.config, options.norms, options.rates, options.seeds, options.overrides)
     folders = [config.folder for config in grid.runs()]  # a mistake in any is told before the first is trained

@@ -143,8 +143,8 @@ def test_two_processes_killed_together_go_on_bit_for_bit(tmp_path: Path, tiny: T
 
 # The files of a run that are half way from one state to another, see AIMS.
 SECOND_AIMS = [
-    "half of tmp-00000004/ema", "rename checkpoints/tmp-00000004", "rename checkpoints/step-00000002",
-    "rmdir checkpoints/tmp-old", "rename tiny/best", "rename tiny/.best.new", "half a line of tiny/scores.jsonl", "replace tiny/.environment.json",
+    "half of tmp-00000004/ema", "rename checkpoints/tmp-00000004", "rename checkpoints/step-00000002", "rename tiny/best",
+    "rmdir checkpoints/tmp-old", "rename tiny/.best.new", "half a line of tiny/scores.jsonl", "replace tiny/.environment.json",
 ]  # fmt: skip
 
 
