@@ -204,7 +204,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"weights {path}: cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise UserError(
-            f"weights {path}: no state_dict saved by torch, or damaged ({error}). Expected a .pth of tensors."
+            f"weights {path}: damaged, or not a state_dict saved by torch ({error}). Expected a .pth file of tensors."
         ) from None
     if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
         raise UserError(f"weights {path}: no state_dict. Expected a .pth file of named tensors.")

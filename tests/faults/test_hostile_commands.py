@@ -220,9 +220,9 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "statistics with a negative shape": (statistics(mu=npy("(-1280,)", data=bytes(1280 * 8)), sigma=SIGMA), "no statistics file"),
     "statistics of ten million entries": (
         lambda world: compare(hostile.many_entries(world / "x.npz", 10**7)), "no statistics file"),
-    "weights with code": (weights(lambda world: saved({"a": Code(world)})), "no state_dict"),
+    "weights with code": (weights(lambda world: saved({"a": Code(world)})), "not a state_dict"),
     "weights with code, as before torch 1.6": (
-        weights(lambda world: saved({"a": Code(world)}, _use_new_zipfile_serialization=False)), "no state_dict"),
+        weights(lambda world: saved({"a": Code(world)}, _use_new_zipfile_serialization=False)), "not a state_dict"),
     "weights that make room for 8 GB": (weights(lambda _: saved({"a": hostile.Room(2**33)})), "no part of a tensor"),
     "scores nested too deep": (record("scores.jsonl", b"[" * 10**6 + b"\n", table2), "is not a score"),
     "scores without scores": (
