@@ -18,7 +18,7 @@ from gan import checkpoints
 from gan.checkpoints import Checkpoint
 from gan.cli import is_users
 from gan.data import Images
-from gan.errors import UserError, first_line
+from gan.errors import TrainingDivergedError, UserError, first_line
 from gan.health import Watch
 from gan.job import Metrics
 from gan.processes import StopAskedError, StopRequest, on_all, on_all_in_turn, on_main
@@ -61,8 +61,8 @@ class Work(Protocol):
         called again when the run goes on, in another process: what it writes before ``check`` must not be written twice.
         """
 
-    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """What a record of ``values`` says of the training's health, for the record; on the main process."""
+    def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
+        """What a record of ``values`` says of the training's health, for the record; on the main process, which warns."""
 
     def close(self) -> None:
         """Ends what runs beside it."""
@@ -177,6 +177,14 @@ def _loop(
             tracker.flush()  # a checkpoint must not be newer than the record that leads to it
             checkpoints.save(root, replace(work.snapshot(step), looked=looked), keep=config.checkpoint.keep)
 
+    def require_health(step: int) -> None:
+        try:
+            watch.require(accelerator, config.folder)
+        except TrainingDivergedError as error:
+            if tracker is not None:
+                tracker.message(step, str(error))
+            raise
+
     def stopped(step: int) -> int:
         if tracker is not None:
             saved = "saved" if step else "nothing to save"
@@ -200,13 +208,13 @@ def _loop(
             looking = work.looks(step)
             with _telling_what_is_saved(config.folder, saved):
                 if logging or looking or saving or stopping:
-                    watch.require(accelerator, config.folder)
+                    require_health(step)
                 shown = ""
                 if logging:
                     values = _mean_values(metrics, accelerator)
                     shown = work.headline(values)
                     if tracker is not None:
-                        values |= work.diagnose(step, values)
+                        values |= work.diagnose(step, values, tracker)
                         tracker.log(step, {**values, **work.learning_rates(), **rate.since_last(step)})
                 if looking:
                     began = time.monotonic()

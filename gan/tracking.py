@@ -239,6 +239,13 @@ class Tracker:
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
+    def message(self, step: int, text: str) -> None:
+        """What went wrong, in words, for wandb and TensorBoard; the run's own files have the numbers."""
+        if self._wandb is not None:
+            self._wandb.log(step, {"message": text})
+        if self._tensorboard is not None:
+            self._tensorboard.add_text("message", text, step)
+
     def flush(self) -> None:
         """Waits until all lines are on the disk: a checkpoint must not be newer than the record that leads to it."""
         self._metrics.flush()

@@ -96,26 +96,35 @@ class GanWork:
         found = health.relative_spread(samples, (images[index] for index in range(count)))
         tracker.log(step, {"samples_spread": found})
         if found < least and step >= WARM_UP:
-            say(
-                f"warning: step {step}: the generator has collapsed: its samples differ {found:.1%} as much as real images do"
-                f" (health.min_spread={least:g}). Look at samples/; training may not recover from it."
+            _warn(
+                f"step {step}: the generator has collapsed: its samples differ {found:.1%} as much as real images do"
+                f" (health.min_spread={least:g}). Look at samples/; training may not recover from it.",
+                step,
+                tracker,
             )
 
-    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
         config = self.config
         before = last_values(config.folder / METRICS, "d_chance_steps") if self._last is None else self._last
         steps = health.steps_at_chance(config.loss.name, values["d_loss"], step, before)
         limit = config.health.chance_steps
         if limit and before.get("d_chance_steps", 0) < limit <= steps:
-            say(
-                f"warning: step {step}: for {steps} steps D has told real and fake images apart no better than by guessing"
-                f" (its loss is {values['d_loss']:.3f}; health.chance_steps={limit}). It has stopped learning."
+            _warn(
+                f"step {step}: for {steps} steps D has told real and fake images apart no better than by guessing"
+                f" (its loss is {values['d_loss']:.3f}; health.chance_steps={limit}). It has stopped learning.",
+                step,
+                tracker,
             )
         self._last = {"step": step, "d_chance_steps": steps}
         return {"d_chance_steps": steps}
 
     def close(self) -> None:
         self.stream.close()
+
+
+def _warn(text: str, step: int, tracker: Tracker) -> None:
+    say(f"warning: {text}")
+    tracker.message(step, text)
 
 
 def save_samples(players: Players, step: int, config: Config, tracker: Tracker) -> Tensor:

@@ -122,7 +122,7 @@ class ClassifierWork:
             if tracker is not None:
                 tracker.log(step, {"epoch": self.epochs[step], "test_loss": loss, "test_accuracy": accuracy})
 
-    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
         return {}
 
     @torch.no_grad()

@@ -106,6 +106,20 @@ def test_a_discriminator_at_chance_is_named_once_and_a_resumed_run_counts_on(
     assert [line["d_chance_steps"] for line in lines(tmp_path / "runs" / "tiny") if "d_loss" in line] == list(range(1, 9))
 
 
+@pytest.mark.slow
+def test_what_went_wrong_is_named_in_the_trackers_too(tiny: Tiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    still = ["optimizer.d_lr=1e-12", "model.init_std=1e-4", "health.chance_steps=2", "tracking.tensorboard=true"]
+    assert command(tiny(*still, "training.steps=3")) == 0
+    wild = ["loss.name=wgan-gp", "model.discriminator.norm=none", "optimizer.d_lr=1", "tracking.tensorboard=true"]
+    assert command(tiny(*wild, "training.steps=50", name="wild")) == 1
+    for name, words in (("tiny", "no better than by guessing"), ("wild", "gradients have exploded")):
+        events = EventAccumulator(str(tmp_path / "runs" / name / "tensorboard")).Reload()
+        (event,) = events.Tensors("message/text_summary")
+        assert words in event.tensor_proto.string_val[0].decode()
+
+
 def test_samples_that_are_all_alike_are_named_and_recorded(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

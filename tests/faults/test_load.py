@@ -84,7 +84,7 @@ class LightWork:
     def headline(self, values: dict[str, float]) -> str:
         return f"D {values['d_loss']:.3f}"
 
-    def diagnose(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
         return {}
 
     def looks(self, step: int) -> bool:
