@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -115,7 +115,7 @@ def conduct(
             where = f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type} in {config.training.precision}"
             say(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
         with closing(work), tracker or nullcontext():
-            return _loop(work, config, accelerator, tracker, start, looked)
+            return _Course(work, config, accelerator, tracker, start).run(looked)
 
 
 def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
@@ -155,79 +155,91 @@ def _open_tracker(config: Settings, start: int, looked: bool) -> Tracker:
     )
 
 
-def _loop(
-    work: Work, config: Settings, accelerator: Accelerator, tracker: Tracker | None, start: int, looked: bool
-) -> int:  # fmt: skip
-    """Steps ``start`` + 1 to the last. The main process has the ``tracker`` and writes; all compute the same steps."""
-    watch, stop = Watch(accelerator.device, config.health.max_grad_norm), StopRequest(accelerator)
-    progress = Progress(start, work.total, "step", shown=tracker is not None)
-    root, saved = config.folder / "checkpoints", start
+@dataclass
+class _Course:
+    """A run under way. The main process has the ``tracker`` and writes; all compute the same steps."""
 
-    def look(step: int) -> bool:
+    work: Work
+    config: Settings
+    accelerator: Accelerator
+    tracker: Tracker | None
+    saved: int  # the step up to which a checkpoint holds it
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.accelerator.device, self.config.health.max_grad_norm)
+        self.stop = StopRequest(self.accelerator)
+        self.root = self.config.folder / "checkpoints"
+
+    def run(self, looked: bool) -> int:
+        """From the step after ``saved``, which has been ``looked`` at or not, to the last. Returns as ``conduct``."""
+        work, config, start = self.work, self.config, self.saved
+        progress = Progress(start, work.total, "step", shown=self.tracker is not None)
+        with self.stop.listening(), progress:
+            if not looked and work.looks(start) and not self._look(start):
+                return self._stopped(start)
+            if start:
+                on_main(self.accelerator, lambda: checkpoints.note_looked(self.root, start))
+            rate = Rate(start, images_per_step=work.images_per_step)
+            for step in range(start + 1, work.total + 1):
+                metrics = work.step(step - 1)
+                self.watch.note(step, metrics)
+                stopping, looked = self.stop.agreed(), True
+                logging, saving = (due(step, every, work.total) for every in (config.tracking.every, config.checkpoint.every))
+                looking = work.looks(step)
+                if logging or looking or saving or stopping:
+                    self._require_health(step)
+                shown = self._record(step, metrics, rate) if logging else ""
+                if looking:
+                    began = time.monotonic()
+                    looked = self._look(step)
+                    rate.leave_out(time.monotonic() - began)  # records are of training alone
+                    stopping |= not looked
+                if saving or stopping:
+                    on_main(self.accelerator, partial(self._save, step, looked))
+                    self.saved = step
+                progress.advance(shown)
+                if stopping:
+                    return self._stopped(step)
+        return 0
+
+    def _record(self, step: int, metrics: Metrics, rate: "Rate") -> str:
+        """What the progress line shows of it."""
+        values = _mean_values(metrics, self.accelerator)
+        if self.tracker is not None:
+            with _telling_what_is_saved(self.config.folder, self.saved):
+                health = self.work.diagnose(step, values, self.tracker)
+                self.tracker.log(step, {**values, **health, **self.work.learning_rates(), **rate.since_last(step)})
+        return self.work.headline(values)
+
+    def _look(self, step: int) -> bool:
         """Whether it came to its end."""
         try:
-            work.look(step, tracker, stop.check)
+            with _telling_what_is_saved(self.config.folder, self.saved):
+                self.work.look(step, self.tracker, self.stop.check)
         except StopAskedError:
             return False
         return True
 
-    def save(step: int, looked: bool) -> None:
-        with _telling_what_is_saved(config.folder, saved):
-            assert tracker is not None
-            tracker.flush()  # a checkpoint must not be newer than the record that leads to it
-            checkpoints.save(root, replace(work.snapshot(step), looked=looked), keep=config.checkpoint.keep)
+    def _save(self, step: int, looked: bool) -> None:
+        assert self.tracker is not None
+        with _telling_what_is_saved(self.config.folder, self.saved):
+            self.tracker.flush()  # a checkpoint must not be newer than the record that leads to it
+            snapshot = replace(self.work.snapshot(step), looked=looked)
+            checkpoints.save(self.root, snapshot, keep=self.config.checkpoint.keep)
 
-    def require_health(step: int) -> None:
+    def _require_health(self, step: int) -> None:
         try:
-            watch.require(accelerator, config.folder)
+            self.watch.require(self.accelerator, self.config.folder)
         except TrainingDivergedError as error:
-            if tracker is not None:
-                tracker.message(step, str(error))
+            if self.tracker is not None:
+                self.tracker.message(step, str(error))
             raise
 
-    def stopped(step: int) -> int:
-        if tracker is not None:
-            saved = "saved" if step else "nothing to save"
-            say(f"stopped by {signal.Signals(stop.signal).name} at step {step}, {saved}. The same command goes on from there.")
-        return stop.signal
-
-    with stop.listening(), progress:
-        if not looked and work.looks(start):
-            with _telling_what_is_saved(config.folder, saved):
-                looked = look(start)
-            if not looked:
-                return stopped(start)
-        if start:
-            on_main(accelerator, lambda: checkpoints.note_looked(root, start))
-        rate = Rate(start, images_per_step=work.images_per_step)
-        for step in range(start + 1, work.total + 1):
-            metrics = work.step(step - 1)
-            watch.note(step, metrics)
-            stopping, looked = stop.agreed(), True
-            logging, saving = (due(step, every, work.total) for every in (config.tracking.every, config.checkpoint.every))
-            looking = work.looks(step)
-            with _telling_what_is_saved(config.folder, saved):
-                if logging or looking or saving or stopping:
-                    require_health(step)
-                shown = ""
-                if logging:
-                    values = _mean_values(metrics, accelerator)
-                    shown = work.headline(values)
-                    if tracker is not None:
-                        values |= work.diagnose(step, values, tracker)
-                        tracker.log(step, {**values, **work.learning_rates(), **rate.since_last(step)})
-                if looking:
-                    began = time.monotonic()
-                    looked = look(step)
-                    rate.leave_out(time.monotonic() - began)  # records are of training alone
-                    stopping |= not looked
-            if saving or stopping:
-                on_main(accelerator, partial(save, step, looked))
-                saved = step
-            progress.advance(shown)
-            if stopping:
-                return stopped(step)
-    return 0
+    def _stopped(self, step: int) -> int:
+        if self.tracker is not None:
+            name, saved = signal.Signals(self.stop.signal).name, "saved" if step else "nothing to save"
+            say(f"stopped by {name} at step {step}, {saved}. The same command goes on from there.")
+        return self.stop.signal
 
 
 @contextmanager
