@@ -142,6 +142,13 @@ def loop(world: Path) -> list[str]:
     return train_on(world / "images")
 
 
+def endless(world: Path) -> list[str]:
+    for folder in (world / "runs" / "run" / "checkpoints").iterdir():
+        (folder / "optimizers.pt").unlink()
+        (folder / "optimizers.pt").symlink_to("/dev/zero")
+    return go_on(world)
+
+
 def link(world: Path) -> list[str]:
     (world / "runs" / "run" / "metrics.jsonl").unlink()
     (world / "runs" / "run" / "metrics.jsonl").symlink_to(world / "images" / "0.png")
@@ -184,6 +191,9 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "a name with terminal codes": (in_zip((b"\x1b[31m\nerror: x\r.png", b"?", 0, 1, 0)), "not an image"),
     "a path outside": (in_zip((b"../../evil.png", b"?", 0, 1, 0)), "not an image"),
     "code in optimizers.pt": (checkpoint("optimizers.pt", lambda world: saved({"generator": Code(world)})), NONE_LEFT),
+    "room for 8 GB in optimizers.pt": (
+        checkpoint("optimizers.pt", lambda _: saved({"generator": hostile.Room(2**33)})), NONE_LEFT),
+    "a device for optimizers.pt": (endless, NONE_LEFT),
     "other values in optimizers.pt": (checkpoint("optimizers.pt", lambda _: saved({"generator": 1})), "does not fit"),
     "a safetensors header of 2^60 bytes": (
         checkpoint("ema.safetensors", lambda _: safetensors_file(b"{}", length=2**60)), NONE_LEFT),
