@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.faults.damages import Contents, Damage, damages
 from tests.faults.worlds import NEWEST, World
 
-FEW = settings(suppress_health_check=list(HealthCheck), max_examples=12)
+FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=12)
 MANY = settings(FEW, max_examples=400)
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
 # What a command may change although it refuses to go on: documented, and nothing of it is lost.
