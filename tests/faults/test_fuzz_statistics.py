@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import eval.__main__ as evaluation
@@ -20,7 +20,7 @@ from tests.faults.damages import Damage, contents
 from tests.faults.worlds import Outcome, World, called
 from tests.small import small_extractor
 
-FEW = settings(suppress_health_check=list(HealthCheck), max_examples=10)
+FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=10)
 MANY = settings(FEW, max_examples=300)
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
 WORDS = ["--extractor", "efficientnet-lite0", "--cpu", "--json"]
