@@ -19,6 +19,33 @@ from tests.test_resume import contents
 
 Tiny = Callable[..., list[str]]
 SETTINGS = ["training.steps=60", "samples.every=20", "checkpoint.every=30"]
+# train.py, which says at its end how long it was inside wandb; without the time that importing it takes.
+TIMED = """
+import sys, time
+import wandb, train
+import gan.loop, gan.tracking
+from gan import cli
+
+spent = {"start": 0.0, "training": 0.0, "end": 0.0}
+
+def timed(owner, name, part):
+    function = getattr(owner, name)
+    def call(*arguments, **named):
+        began = time.monotonic()
+        try:
+            return function(*arguments, **named)
+        finally:
+            spent[part] += time.monotonic() - began
+    setattr(owner, name, call)
+
+timed(gan.loop, "check_trackers", "start")
+timed(gan.tracking.WandbRun, "__init__", "start")
+timed(gan.tracking.WandbRun, "log", "training")
+timed(gan.tracking.WandbRun, "close", "end")
+code = cli.run(lambda: train.main(sys.argv[1:]))
+print("seconds in wandb:", *(f"{part} {seconds:.1f}" for part, seconds in spent.items()), file=sys.stderr)
+sys.exit(code)
+"""
 
 
 def wandb_environment(server: WandbServer, home: Path) -> dict[str, str]:
@@ -29,7 +56,7 @@ def wandb_environment(server: WandbServer, home: Path) -> dict[str, str]:
 def start(server: WandbServer, home: Path, *extra: str) -> subprocess.Popen[str]:
     arguments = [*TINY, f"run.dir={home}", "run.name=run", *SETTINGS, *extra]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **wandb_environment(server, home)}
-    program = [sys.executable, "train.py", *arguments]
+    program = [sys.executable, "-c", TIMED, *arguments]
     return subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -64,15 +91,28 @@ def sent_losses(server: WandbServer) -> dict[int, float]:
     return {step: values["d_loss"] for step, values in server.history.items() if "d_loss" in values}
 
 
+def seconds_in_wandb(errors: str) -> dict[str, float]:
+    """At the start, while training and at the end."""
+    (line,) = [line for line in errors.splitlines() if line.startswith("seconds in wandb: ")]
+    words = line.removeprefix("seconds in wandb: ").split()
+    return dict(zip(words[::2], map(float, words[1::2]), strict=True))
+
+
+def require_bounds(errors: str) -> None:
+    spent = seconds_in_wandb(errors)
+    assert spent["start"] < WANDB_START
+    assert spent["training"] < 5  # 60 records and 4 pictures are handed over, and nothing waits
+    assert spent["end"] < WANDB_END
+
+
 @pytest.fixture(scope="module")
-def untracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run that wandb must not change, and the seconds that it takes."""
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that wandb must not change."""
     home = tmp_path_factory.mktemp("untracked")
     with WandbServer() as server, start(server, home) as process:
-        began = time.monotonic()
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    return home / "run", time.monotonic() - began
+    return home / "run"
 
 
 def require_the_same_run(run: Path, calm: Path) -> None:
@@ -134,19 +174,15 @@ def test_a_run_that_the_server_refuses_trains_on_offline_and_uploads_later(
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", ["away", "hangs", "is slow", "refuses the key", "forbids", "fails", "garbles"])
 def test_whatever_the_server_does_at_the_start_the_run_is_the_same_and_soon_there(
-    mode: str, untracked: tuple[Path, float], tmp_path: Path
+    mode: str, untracked: Path, tmp_path: Path
 ) -> None:
-    calm, seconds = untracked
     with WandbServer(mode) as server, start(server, tmp_path, "tracking.wandb=online") as process:
-        began = time.monotonic()
         _, errors = process.communicate(timeout=300)
-        took = time.monotonic() - began
-    print(f"server {mode}: {took - seconds:.1f} s more than untracked\n{errors}")
+    print(f"server {mode}\n{errors}")
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    require_the_same_run(tmp_path / "run", calm)
-    # A server that never worked is not waited for at the end.
-    assert took - seconds < (WANDB_START + WANDB_END if mode == "is slow" else WANDB_START)
+    require_the_same_run(tmp_path / "run", untracked)
+    require_bounds(errors)
     if mode != "is slow":
         assert errors.count("warning: ") == 1
         assert "Training goes on, recorded offline" in errors
@@ -158,23 +194,20 @@ def test_whatever_the_server_does_at_the_start_the_run_is_the_same_and_soon_ther
 @pytest.mark.faults
 @pytest.mark.parametrize("mode", ["away", "hangs", "refuses the key", "fails", "garbles"])
 def test_a_server_that_breaks_in_the_middle_costs_a_bounded_time_at_the_end_and_no_record(
-    mode: str, untracked: tuple[Path, float], tmp_path: Path
+    mode: str, untracked: Path, tmp_path: Path
 ) -> None:
-    calm, seconds = untracked
     run = tmp_path / "run"
     with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
-        began = time.monotonic()
         wait_for(lambda: lines_of(run) > 1)
         server.mode = mode
         if mode == "away":
             server.close()
         _, errors = process.communicate(timeout=300)
-        took = time.monotonic() - began
-    print(f"server {mode} in the middle: {took - seconds:.1f} s more than untracked\n{errors}")
+    print(f"server {mode} in the middle\n{errors}")
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    require_the_same_run(run, calm)
-    assert took - seconds < WANDB_END
+    require_the_same_run(run, untracked)
+    require_bounds(errors)
     assert "Its server has not got all of this run" in errors
     assert sent_losses(upload(errors, tmp_path)) == losses(run)
 
@@ -193,8 +226,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.faults
-def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: tuple[Path, float], tmp_path: Path) -> None:
-    calm, _ = untracked
+def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
         wait_for(lambda: lines_of(run) > 1)
@@ -205,7 +237,7 @@ def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: t
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert "warning: wandb failed" in errors
-    require_the_same_run(run, calm)
+    require_the_same_run(run, untracked)
     later = upload(errors, tmp_path)
     expected = losses(run)
     assert len(expected) == 60
@@ -234,7 +266,7 @@ def test_a_stopped_run_leaves_within_the_bound_when_the_server_hangs(number: int
 
 
 @pytest.mark.faults
-def test_ctrl_c_while_the_start_waits_for_the_server_ends_at_once(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_start_waits_for_the_server_leaves_within_the_bound(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with WandbServer("hangs") as server, start(server, tmp_path, "tracking.wandb=online") as process:
         wait_for(lambda: (run / "wandb").exists())
@@ -246,4 +278,4 @@ def test_ctrl_c_while_the_start_waits_for_the_server_ends_at_once(tmp_path: Path
     print(f"left {took:.1f} s after the signal\n{errors}")
     assert process.returncode == 130
     assert took < WANDB_END
-    assert errors.splitlines()[-1] == "error: interrupted."
+    assert "error: interrupted." in errors
