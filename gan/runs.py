@@ -174,7 +174,7 @@ class Hold:
 def _holder(file: IO[bytes]) -> str:
     try:
         file.seek(0)
-        found = json.loads(file.read(1000))
+        found = parse_json(file.read(1000))
         return f"process {int(found['process'])} on {found['host']} since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is writing its name just now
         return "which has not said its name yet"
