@@ -210,16 +210,17 @@ def step_of(folder: Path) -> int:
 
 
 def networks(folder: Path) -> list[str]:
-    """Names of the networks whose weights ``folder`` holds."""
-    return sorted(path.name.removesuffix(".safetensors") for path in folder.glob("*.safetensors"))
+    """Names of the networks whose weights ``folder`` holds, as its manifest lists them. Raises UserError as ``load`` does."""
+    _, listed = _manifest(folder)
+    return sorted(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
 
 
-def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
-    """The contents of the checkpoint's files (or ``only`` one of them), as listed and checked by its manifest."""
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(f"checkpoint {folder}: {what}.")
 
-    def damaged(what: str) -> UserError:
-        return UserError(f"checkpoint {folder}: {what}.")
 
+def _manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
+    """The manifest of a checkpoint, and the size and checksum of each file that it lists. Raises UserError for a damaged one."""
     try:
         text = read_file(folder / MANIFEST, MAX_JSON)
         manifest = parse_json(text)
@@ -228,30 +229,36 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
         sealed = (folder / SEAL).exists()
         intact = not sealed or read_file(folder / SEAL, MAX_JSON) == _seal(text)
     except FileNotFoundError:
-        raise damaged(f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
+        raise _damaged(folder, f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise damaged(f"{MANIFEST} is damaged") from None
+        raise _damaged(folder, f"{MANIFEST} is damaged") from None
     if not intact:
-        raise damaged(f"{MANIFEST} has been changed or damaged (its checksum differs)")
+        raise _damaged(folder, f"{MANIFEST} has been changed or damaged (its checksum differs)")
     if version not in (1, FORMAT):  # 1 had no seal
-        raise damaged(f"has format {version}, this version reads {FORMAT}")
+        raise _damaged(folder, f"has format {version}, this version reads {FORMAT}")
     if not sealed and version != 1:
-        raise damaged(f"no {SEAL} in it, so it is not a whole checkpoint")
+        raise _damaged(folder, f"no {SEAL} in it, so it is not a whole checkpoint")
     if folder.name.startswith("step-") and folder.name != folder_of(folder.parent, step).name:
-        raise damaged(f"holds step {step}")
+        raise _damaged(folder, f"holds step {step}")
+    return text, listed
+
+
+def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
+    """The contents of the checkpoint's files (or ``only`` one of them), as listed and checked by its manifest."""
+    text, listed = _manifest(folder)
     if only is not None and only not in listed:
-        raise damaged(f"has no {only}")
+        raise _damaged(folder, f"has no {only}")
     contents = {MANIFEST: text}
     for name in [only] if only else listed:
         size, checksum = listed[name]
         try:
             content = read_file(folder / Path(name).name, size)
         except OSError as error:
-            raise damaged(f"{name} cannot be read ({error.strerror})") from None
+            raise _damaged(folder, f"{name} cannot be read ({error.strerror})") from None
         if len(content) != size:
-            raise damaged(f"{name} has {len(content)} bytes instead of {size}")
+            raise _damaged(folder, f"{name} has {len(content)} bytes instead of {size}")
         if hashlib.sha256(content).hexdigest() != checksum:
-            raise damaged(f"{name} has been changed or damaged (its checksum differs)")
+            raise _damaged(folder, f"{name} has been changed or damaged (its checksum differs)")
         contents[name] = content
     return contents
 

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import multiprocessing
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -53,6 +54,8 @@ def run(command: Callable[[], int]) -> int:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}.", 2)
     except KeyboardInterrupt:
+        for child in multiprocessing.active_children():
+            child.kill()  # one that decodes images outlives SIGTERM, and Python would wait for it
         return _fail("interrupted.", 130)
 
 

@@ -98,7 +98,6 @@ def test_a_damage_that_fuzzing_found_is_repaired_or_told_in_one_line(found: str,
     hold_to(request.getfixturevalue(world), name, [damage])
 
 
-@pytest.mark.xfail(strict=True, reason="checkpoints.networks looks at which files are there, not at the manifest's list")
 @pytest.mark.parametrize("name", ["sample", "export"])
 def test_a_checkpoint_without_its_averaged_weights_is_damaged_and_not_one_of_raw_weights(name: str, gans: World) -> None:
     outcome, _, _, out = gans.tried(name, [Damage("remove", f"{NEWEST}ema.safetensors")])
