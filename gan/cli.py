@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gan.allocator import keep_large_blocks
-from gan.errors import LostProcessError, TrainingDivergedError, UserError
+from gan.errors import LostProcessError, TrainingDivergedError, UserError, first_line
 from gan.untrusted import printable
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
@@ -49,6 +49,10 @@ def run(command: Callable[[], int]) -> int:
         return _fail(str(error), 2)
     except (TrainingDivergedError, LostProcessError) as error:
         return _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _fail(f"not enough memory ({first_line(error)}). Lower the batch, the image size or the networks' channels.", 2)
     except OSError as error:
         if not is_users(error):
             raise
@@ -57,6 +61,12 @@ def run(command: Callable[[], int]) -> int:
         for child in multiprocessing.active_children():
             child.kill()  # one that decodes images outlives SIGTERM, and Python would wait for it
         return _fail("interrupted.", 130)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """torch has no class of its own for a CPU's."""
+    words = ("not enough memory", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -189,6 +190,20 @@ def test_a_mistake_at_the_shell_has_no_traceback(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: training.step=3: Key 'step' is not a setting. Did you mean one of: 'steps', 'd_steps'?\n"
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_one_line(tiny: Tiny, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))
+
+    words = [*tiny("training.steps=1", "model.generator.channels=4096")]  # 14 GB of weights
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], capture_output=True, text=True, check=False, preexec_fn=limit, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: not enough memory (")
 
 
 def test_wandb_online_without_a_key_is_refused(
