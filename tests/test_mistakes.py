@@ -55,6 +55,8 @@ def world(tmp_path: Path, finished_run: Path) -> Path:
         (checkpoint / "optimizers.pt").write_bytes(b"")
     for manifest in (tmp_path / "runs" / "other_images").rglob("checkpoint.json"):
         manifest.write_text(manifest.read_text().replace('"data": "', '"data": "0'))
+        seal = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        manifest.with_name("checkpoint.sha256").write_text(f"{seal}  checkpoint.json\n")
     return tmp_path
 
 

@@ -84,7 +84,8 @@ def upload(errors: str, home: Path) -> WandbServer:
 
 
 def losses(run: Path) -> dict[int, float]:
-    return {line["step"]: line["d_loss"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["d_loss"] for line in lines if "d_loss" in line}
 
 
 def sent_losses(server: WandbServer) -> dict[int, float]:
