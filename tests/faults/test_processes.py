@@ -105,7 +105,7 @@ def two(arguments: list[str]) -> list["subprocess.Popen[str]"]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dying", [0, 1])
+@pytest.mark.parametrize("dying", [0, pytest.param(1, marks=pytest.mark.faults)])
 def test_when_one_of_two_processes_dies_the_other_says_so_and_the_run_goes_on(dying: int, tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     processes = two(tiny(*LONG))
