@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 from accelerate import Accelerator
 
-from eval import metrics, results, scoring
+from eval import metrics, results, scoring, words
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, extract, parts
 from eval.images import open_images
@@ -135,7 +135,7 @@ def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accele
         records = scoring.score_generator(generator, judges[data], wanted, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
-                print(json.dumps(record, sort_keys=True) if options.json else results.describe(str(path), record))
+                print(json.dumps(record, sort_keys=True) if options.json else words.describe(str(path), record))
 
 
 def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
@@ -170,7 +170,7 @@ def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accel
     if options.json:
         print(json.dumps(found, sort_keys=True))
         return
-    print(results.describe_comparison(found))
+    print(words.describe_comparison(found))
 
 
 def _identity_of(side: tuple[Features | None, Moments | None]) -> dict[str, Any]:

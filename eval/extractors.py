@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gan.downloads import alone_in, download, has_checksum
-from gan.errors import UserError
+from gan.errors import UserError, first_line
 from gan.pickles import load_tensors
 from gan.progress import say
 from gan.untrusted import read_file
@@ -181,7 +181,7 @@ def _inception_weights() -> Path:
             download([INCEPTION_URL], path, "sha256", INCEPTION_CHECKSUM)
     except OSError as error:
         raise UserError(
-            f"Inception's weights cannot be downloaded ({str(error).splitlines()[0]}). Fetch {INCEPTION_URL} yourself and"
+            f"Inception's weights cannot be downloaded ({first_line(error)}). Fetch {INCEPTION_URL} yourself and"
             f" put it at {path}, or name a file with --weights. efficientnet-lite0 needs no download."
         ) from None
     return path

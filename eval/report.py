@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.protocols import PROTOCOLS, name_of_distance, name_of_score
-from eval.results import Row, RunScores, Table, figure
+from eval.comparability import name_of_distance, name_of_score
+from eval.curves import distances
+from eval.protocols import PROTOCOLS
+from eval.results import Row, RunScores, Table
+from eval.words import figure
 from gan.files import write_atomically
 
 # Table II of Subramanian & Chong 2019: IS, its deviation, FID.
@@ -241,33 +244,6 @@ def _picture(content: bytes, caption: str, kind: str = "grid") -> str:
     )
 
 
-def _curves(table: Table) -> bytes | None:
-    """PNG of the distance along each training; None where no run has two points."""
-    series = [(row, run) for row in table.rows for run in row.runs if len(run.curve) > 1]
-    if not series or table.curve is None:
-        return None
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(11, 4), dpi=120, layout="constrained")
-    timed = all(point.minutes is not None for _, run in series for point in run.curve)
-    panels = drawing.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
-    colours = {row.label: f"C{index}" for index, row in enumerate(table.rows)}
-    floor = table.curve["floor"]
-    for axes, name in zip(panels, ("generator updates", "minutes of training"), strict=False):
-        for row, run in series:
-            places = [point.step if axes is panels[0] else point.minutes for point in run.curve]
-            label = row.label if run is row.runs[0] else None
-            axes.plot(places, [point.distance for point in run.curve], ".-", color=colours[row.label], label=label)
-        if floor is not None:
-            axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
-        axes.set(xlabel=name, ylim=(0, None))
-    panels[0].set_ylabel(f"{name_of_distance(table.extractor)}, {table.curve['protocol']}")
-    panels[0].legend()
-    out = io.BytesIO()
-    drawing.savefig(out, format="png")
-    return out.getvalue()
-
-
 def page(table: Table, curves: bytes | None) -> str:
     """One HTML page with its pictures inside."""
     parts = [f"<h1>Table II, by {escape(_name(table))}</h1>", _html_table(*_overview(table))]
@@ -305,7 +281,7 @@ def _grids(row: Row, run: RunScores) -> str:
 def write_report(table: Table, out: Path) -> None:
     """Writes table2.md, table2_curves.png, table2.csv and table2.html into the folder ``out``."""
     out.mkdir(parents=True, exist_ok=True)
-    curves = _curves(table)
+    curves = distances(table)
     if curves is not None:
         write_atomically(out / "table2_curves.png", curves)
     for name, text in (

@@ -9,14 +9,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from eval import protocols
-from eval.protocols import PROTOCOLS
+from eval import comparability
 from gan import sampling, scores
 from gan.config import Config, load_config
 from gan.data import load_images
+from gan.decoding import MAX_FILE_BYTES
 from gan.errors import UserError
 from gan.settings import flatten
-from gan.sources import MAX_FILE_BYTES
 from gan.untrusted import read_file, read_records
 
 Record = dict[str, Any]
@@ -110,10 +109,10 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
         rows=_rows(runs),
         columns=list(chosen),
         extractor=identity,
-        published=protocols.of_the_literature(identity) and all(_is_the_papers(config) for config in configs.values()),
+        published=comparability.of_the_literature(identity) and all(_is_the_papers(config) for config in configs.values()),
         floors={column: record["floor"] for column, record in first.items()},
         provenance={column: record["provenance"] for column, record in first.items()},
-        curve=next((r for own in records.values() for r in own if curve == protocols.series(r["provenance"])), None),
+        curve=next((r for own in records.values() for r in own if curve == comparability.series(r["provenance"])), None),
         real_grid=_real_grid(next(iter(configs.values()))),
         notes=[note for column, found in chosen.items() if (note := _remark(list(found.values()), column))],
     )
@@ -141,7 +140,7 @@ def _comparable(records: dict[Path, list[Record]], protocol: str) -> dict[Path, 
         for record in own:
             if record["source"] == "command" and record["protocol"] == protocol:
                 found = by_series.setdefault(folder, {})
-                key = protocols.series(record["provenance"])
+                key = comparability.series(record["provenance"])
                 if key not in found or record["step"] >= found[key]["step"]:
                     found[key] = record
     if not by_series:
@@ -158,7 +157,7 @@ def _refuse(by_series: dict[Path, dict[str, Record]], protocol: str) -> NoReturn
     newest = {folder: list(found.values())[-1]["provenance"] for folder, found in by_series.items()}
     (one, a), *others = newest.items()
     for other, b in others:
-        if difference := protocols.difference(a, b):
+        if difference := comparability.difference(a, b):
             raise UserError(
                 f"{one.name} and {other.name} cannot stand in one table: their {protocol} scores differ in {difference}."
                 " Score both in the same way, or choose with --extractor."
@@ -171,7 +170,7 @@ def _check_columns(first: dict[str, Record]) -> None:
     (one, a), *others = first.items()
     for other, b in others:
         for key in ("extractor", "image", "weights"):
-            if difference := protocols.difference(a["provenance"], b["provenance"], (key,)):
+            if difference := comparability.difference(a["provenance"], b["provenance"], (key,)):
                 raise UserError(f"the {one} and {other} scores cannot stand in one table: they differ in {difference}.")
         real = [record["provenance"]["reference"].get("images") for record in (a, b)]
         if real[0] != real[1]:
@@ -180,12 +179,12 @@ def _check_columns(first: dict[str, Record]) -> None:
 
 def _curve_series(records: list[Record]) -> str | None:
     """The series of scores with the most points, of all runs together."""
-    counts = Counter(protocols.series(record["provenance"]) for record in records)
+    counts = Counter(comparability.series(record["provenance"]) for record in records)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def _run_scores(folder: Path, config: Config, chosen: dict[str, Record], records: list[Record], curve: str | None) -> RunScores:
-    points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if protocols.series(r["provenance"]) == curve}
+    points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if comparability.series(r["provenance"]) == curve}
     minutes_at = _clock(folder)
     last = max((record["step"] for record in chosen.values()), default=0)
     pictures = [path for path in sorted((folder / "samples").glob("step-*.png")) if _step_of(path) <= last]
@@ -230,7 +229,7 @@ def _remark(records: list[Record], protocol: str) -> str | None:
     """What the scores differ in without becoming incomparable."""
     first, *others = (record["provenance"] for record in records)
     for other in others:
-        if found := protocols.difference(first, other, protocols.REMARKED):
+        if found := comparability.difference(first, other, comparability.REMARKED):
             return f"The {protocol} scores were not all made with the same versions and device ({found}): last digits may differ."
     return None
 
@@ -287,61 +286,3 @@ def _real_grid(config: Config) -> bytes | None:
         return sampling.encode(sampling.grid(torch.stack(chosen)))
     except UserError:
         return None
-
-
-def figure(entry: dict[str, Any] | None, digits: int = 2) -> str:
-    """A mean and its deviation, where there is one."""
-    if entry is None:
-        return "-"
-    deviation = "" if entry.get("std") is None else f" ± {entry['std']:.{digits}f}"
-    return f"{entry['mean']:.{digits}f}{deviation}"
-
-
-def describe(run: str, record: Record) -> str:
-    """A score for people, with what must be known to read it."""
-    extractor, found, floor = _identity(record), record["scores"], record["floor"]
-    protocol = PROTOCOLS[record["protocol"]]
-    distance, score = protocols.name_of_distance(extractor), protocols.name_of_score(extractor)
-    pooled = found["pooled"]
-    lines = [f"{run} at step {record['step']}, protocol {protocol.name}: {protocol.purpose}"]
-
-    def add(name: str, value: str, real: str | None = None) -> None:
-        lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'real: {real}'}".rstrip())
-
-    add(distance, figure(found["fid"]), figure(floor["fid"]) if floor else None)
-    if found["inception_score"]:
-        add(score, figure(found["inception_score"]), figure(floor["inception_score"]) if floor else None)
-    if protocol.runs > 1:
-        add(f"{distance}, all {protocol.total:,} images", f"{pooled['fid']:.2f}")
-    if pooled["fid_infinity"] is not None:
-        add("extrapolated to infinitely many", f"{pooled['fid_infinity']:.2f}")
-    if found["kid"]:
-        add("KID x 1000", figure(_thousandfold(found["kid"])), figure(_thousandfold(floor["kid"])) if floor else None)
-    if pooled["precision"] is not None:
-        real = f"{floor['pooled']['precision']:.3f} / {floor['pooled']['recall']:.3f}" if floor else None
-        add("precision / recall", f"{pooled['precision']:.3f} / {pooled['recall']:.3f}", real)
-    if floor:
-        lines.append(f"  (real: {floor['source']}, {floor['runs']} x {floor['samples']:,} against {floor['reference']:,})")
-    return "\n".join(lines)
-
-
-def _thousandfold(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}
-
-
-def describe_comparison(found: Record) -> str:
-    """A comparison of two sets for people."""
-    counts = " against ".join("an unknown number" if count is None else f"{count:,}" for count in found["counts"])
-    extractor = found["provenance"]["extractor"]
-    lines = [f"{counts} images, {extractor['extractor']}", f"  {protocols.name_of_distance(extractor):<42}{found['fid']:.4f}"]
-    if found["inception_score"]:
-        lines.append(
-            f"  {protocols.name_of_score(extractor):<42}{figure(found['inception_score'], 4)}"
-            f" ({found['inception_score']['splits']} splits)"
-        )
-    if found["kid"]:
-        kid = found["kid"]
-        lines.append(f"  {'KID x 1000':<42}{figure(_thousandfold(kid), 4)} ({kid['subsets']} subsets of {kid['size']})")
-    if found["precision"] is not None:
-        lines.append(f"  {'precision / recall':<42}{found['precision']:.4f} / {found['recall']:.4f}")
-    return "\n".join(lines)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval import protocols
+from eval import comparability, protocols
 from eval.extractors import Extractor, load_extractor
 from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget, hold
 from eval.images import DATASETS, QUANTISATION, GeneratedImages, StoredImages, data_of
@@ -130,7 +130,7 @@ class Judge:
                 "versions": versions(),
             }
             result = protocols.score(features, self.reference, protocol, self.floor(protocol), provenance)
-            return {"step": step, "source": source, "series": protocols.series(result["provenance"]), **result}
+            return {"step": step, "source": source, "series": comparability.series(result["provenance"]), **result}
 
         return self.team.only_main(record)
 

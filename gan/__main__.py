@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from gan import checkpoints, cli, sampling
-from gan.errors import UserError
+from gan.decoding import MAX_FILE_BYTES, decode
+from gan.errors import UserError, first_line
 from gan.files import write_atomically
 from gan.generators import TrainedGenerator, export, load_generator
 from gan.progress import say
-from gan.sources import MAX_FILE_BYTES, decode
 from gan.untrusted import read_file
 
 EXAMPLES = """examples:
@@ -92,7 +92,7 @@ def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
     try:
         return load_generator(path, options.weights, torch.device(options.device))
     except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not know or have
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]} Try --device cpu.") from None
+        raise UserError(f"--device {options.device}: {first_line(error)} Try --device cpu.") from None
 
 
 def sample(options: argparse.Namespace) -> None:

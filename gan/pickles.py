@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gan.errors import first_line
+
 # What dense tensors in plain containers are made of. torch allows some more without running code; but bytearray makes room for
 # any number, and with codecs a text can be doubled again and again.
 _PARTS = {
@@ -36,7 +38,7 @@ def load_tensors(content: bytes) -> Any:
         if sum(tensor.nbytes for tensor in _tensors(loaded)) > 2 * len(content):
             raise ValueError("its tensors are larger than the file")
     except Exception as error:  # noqa: BLE001 (the unpickler meets any bytes, and trips over them in any way)
-        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from None
+        raise ValueError(first_line(error)) from None
     return loaded
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan.downloads import alone_in, download, has_checksum
-from gan.errors import UserError
+from gan.errors import UserError, first_line
 from gan.files import remove_unfinished, write_atomically
 from gan.progress import say
 from gan.settings import Data
@@ -33,9 +33,8 @@ def load_published(data: Data) -> tuple[NDArray[np.uint8], NDArray[np.int64], in
         with alone_in(root):
             dataset = _mnist(kind, root, data) if "mnist" in data.name else _cifar_or_svhn(kind, root, data)
     except Exception as error:  # noqa: BLE001 ("not found or corrupted", and whatever a damaged file makes of its reader)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({reason})."
+            f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({first_line(error)})."
             f" Put {file} there yourself, or set data.path to the folder that holds it."
         ) from None
     images = np.asarray(dataset.data)

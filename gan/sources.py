@@ -2,26 +2,22 @@
 
 import hashlib
 import os
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from gan.decoding import MAX_FILE_BYTES, decode, is_grey, is_image_name, require_size
 from gan.errors import UserError
 from gan.published import load_published
 from gan.settings import Data
 from gan.untrusted import Archive, read_file
 
 Bytes = NDArray[np.uint8]
-# Larger than any image that Pillow agrees to decode: what claims more is a bomb, or no image.
-MAX_FILE_BYTES = 2**29
 # Of a zip: ImageNet's 1.3 million images take 105 to 140 MB. 3.6 million empty entries fit in, and 2.3 GB are needed for them.
 MAX_TABLE_BYTES = 160 * 2**20
 
@@ -77,14 +73,14 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self.root = root
         names = (path.relative_to(root).as_posix() for path in _walk(root))
-        self.names = sorted(filter(_is_image_name, names))
+        self.names = sorted(filter(is_image_name, names))
 
     def __len__(self) -> int:
         return len(self.names)
 
     def _bytes(self, name: str) -> bytes:
         path = self.root / name
-        _require_size(self._size(name), str(path))
+        require_size(self._size(name), str(path))
         try:
             return read_file(path, MAX_FILE_BYTES)
         except OSError as error:
@@ -118,7 +114,7 @@ class ZipSource:
         self.path = path
         self._open: tuple[int, Archive] | None = None
         try:
-            entries = [e for e in self._archive().infolist() if not e.is_dir() and _is_image_name(e.filename)]
+            entries = [e for e in self._archive().infolist() if not e.is_dir() and is_image_name(e.filename)]
         except (zipfile.BadZipFile, OSError) as error:
             raise UserError(f"{path}: not a .zip archive that can be read ({error}).") from None
         self.entries = sorted(entries, key=lambda entry: entry.filename)
@@ -138,7 +134,7 @@ class ZipSource:
     def read(self, index: int) -> Image.Image:
         entry = self.entries[index]
         where = f"{self.path}: {entry.filename}"
-        _require_size(max(entry.file_size, entry.compress_size), where)
+        require_size(max(entry.file_size, entry.compress_size), where)
         try:
             content = self._archive().content(entry, MAX_FILE_BYTES)
         except (zipfile.BadZipFile, OSError) as error:
@@ -218,30 +214,6 @@ def _walk(root: Path) -> Iterator[Path]:
             yield Path(folder) / name
 
 
-@lru_cache(1)
-def _formats() -> tuple[str, ...]:
-    """What Pillow decodes itself. It also opens formats that it has no decoder for; for EPS it would start Ghostscript, which
-    runs the file as a program, and an IPTC file may hold one of any format, such as EPS."""
-    Image.init()  # loads all of Pillow's plugins
-    return tuple(sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}))
-
-
-@lru_cache(1)
-def _image_endings() -> frozenset[str]:
-    return frozenset(ending for ending, format in Image.registered_extensions().items() if format in _formats())
-
-
-def _is_image_name(name: str) -> bool:
-    """Of a file's path with slashes. By text alone: pathlib would take a second for 50,000 names."""
-    *folders, file = name.split("/")
-    return _ending(file) in _image_endings() and not file.startswith(".") and "__MACOSX" not in folders
-
-
-def _ending(file: str) -> str:
-    stem, dot, ending = file.rpartition(".")
-    return dot + ending.lower() if stem else ""
-
-
 def _digest(lines: Iterator[str]) -> str:
     total = hashlib.sha256()
     for line in lines:
@@ -249,44 +221,8 @@ def _digest(lines: Iterator[str]) -> str:
     return total.hexdigest()
 
 
-def _require_size(size: int, where: str) -> None:
-    if size > MAX_FILE_BYTES:
-        raise UserError(f"{where}: {size:,} bytes are no image (at most {MAX_FILE_BYTES:,}). Remove it.")
-
-
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be read ({error.strerror or error}).")
-
-
-def decode(content: bytes, where: str) -> Image.Image:
-    """The image in the file ``content``. Raises UserError about ``where`` for one that Pillow warns of, as larger than any it
-    would expect (90 million pixels, 360 MB), and what cannot be decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in a file that can be read all the same
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # it takes twice as many pixels to be an error
-            image = _open(content, Image.EXTENSION.get(_ending(where)))
-            image.load()
-            if image.mode == "LAB":
-                raise ValueError("CIELAB colours, which Pillow does not convert")
-            return ImageOps.exif_transpose(image)
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not an image in any format that Pillow reads. Mend or remove it.") from None
-    except Exception as error:  # noqa: BLE001 (a decoder meets any bytes, and trips over them in any way)
-        raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Mend or remove it.") from None
-
-
-def _open(content: bytes, expected: str | None) -> Image.Image:
-    """The image in ``content``: of the format that its name promises, or of any. Pillow alone would try several others first,
-    which takes half of the time for a small image."""
-    try:
-        return Image.open(BytesIO(content), formats=(expected,) if expected in _formats() else _formats())
-    except UnidentifiedImageError:
-        return Image.open(BytesIO(content), formats=_formats())
-
-
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
 def _digits() -> ArraySource:
@@ -319,5 +255,5 @@ def image_channels(data: Data, source: Source | None = None) -> int:
     if data.channels is not None:
         return data.channels
     if data.name == "folder":
-        return 1 if _is_grey((source or open_source(data)).read(0)) else 3
+        return 1 if is_grey((source or open_source(data)).read(0)) else 3
     return 1 if data.name in ("digits", "mnist", "fashion_mnist") else 3

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gan.errors import UserError
+from gan.errors import UserError, first_line
 from gan.progress import say
 
 Wandb = Literal["off", "offline", "online"]
@@ -128,7 +128,7 @@ class WandbRun:
             self._start(mode)
         except Exception as error:  # noqa: BLE001 (of many kinds: its own, of its process, of the network)
             if mode == "offline":
-                raise UserError(f"tracking.wandb=offline: wandb could not start ({_first_line(error)}). Set it to off.") from None
+                raise UserError(f"tracking.wandb=offline: wandb could not start ({first_line(error)}). Set it to off.") from None
             self._go_offline(error)
 
     def _start(self, mode: Wandb) -> None:
@@ -151,7 +151,7 @@ class WandbRun:
             with suppress(Exception):
                 self._start("offline")
         say(
-            f"warning: wandb failed ({_first_line(error)}). Training goes on, recorded"
+            f"warning: wandb failed ({first_line(error)}). Training goes on, recorded"
             f" {f'in {METRICS} alone' if self._run is None else 'offline, to be uploaded when it has ended'}."
         )
 
@@ -172,7 +172,7 @@ class WandbRun:
             if self._run is not None:
                 self._run.finish()
         except Exception as error:  # noqa: BLE001 (a TimeoutError, or its process was killed)
-            reason = f" ({_first_line(error)})"
+            reason = f" ({first_line(error)})"
         self._tear_down()
         if self._parts and (reason or not self._all_sent()):
             missing = "" if self._asked == "offline" else f" Its server has not got all of this run{reason}."
@@ -190,10 +190,6 @@ class WandbRun:
         """Ends wandb's process, here and not at the interpreter's end, where it would print a traceback if it was killed."""
         with suppress(Exception):
             _library().teardown()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Tracker:

@@ -19,6 +19,7 @@ from PIL import Image
 from gan import keyed, sources
 from gan.config import Config, Training
 from gan.data import BatchStream, Images, Share, load_images
+from gan.decoding import MAX_FILE_BYTES
 from gan.errors import UserError
 from gan.settings import Data
 
@@ -353,11 +354,11 @@ def follow_not(items, _total: int, _what: str):
 
 def test_a_file_that_would_unpack_to_more_than_any_image_is_refused_unread(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.png", "w") as entry:
-        for _ in range(sources.MAX_FILE_BYTES // 2**24 + 1):
+        for _ in range(MAX_FILE_BYTES // 2**24 + 1):
             entry.write(bytes(2**24))
     (tmp_path / "folder").mkdir()
     with (tmp_path / "folder" / "a.png").open("wb") as file:
-        file.truncate(sources.MAX_FILE_BYTES + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     for path in (tmp_path / "bomb.zip", tmp_path / "folder"):
         tracemalloc.start()
         with pytest.raises(UserError, match="are no image"):

@@ -33,7 +33,8 @@ ALLOWED = {
     "gan.cli": set(),
     "gan.networks": {"gan.norms", "gan.config"},
     "gan.published": {"gan.settings"},
-    "gan.sources": {"gan.published", "gan.settings"},
+    "gan.decoding": set(),
+    "gan.sources": {"gan.decoding", "gan.published", "gan.settings"},
     "gan.pixels": set(),
     "gan.data": {"gan.pixels", "gan.settings", "gan.sources"},
     "gan.scores": set(),
@@ -52,8 +53,11 @@ ALLOWED = {
     "eval.statistics": {"eval.arrays"},
     "eval.metrics": {"eval.statistics"},
     "eval.features": {"eval.arrays", "eval.extractors"},
-    "eval.protocols": {"eval.extractors", "eval.features", "eval.metrics", "eval.statistics"},
-    "eval.report": {"eval.protocols", "eval.results"},
+    "eval.protocols": {"eval.features", "eval.metrics", "eval.statistics"},
+    "eval.comparability": {"eval.extractors", "eval.features"},
+    "eval.words": {"eval.comparability", "eval.protocols"},
+    "eval.curves": {"eval.comparability", "eval.results"},
+    "eval.report": {"eval.comparability", "eval.curves", "eval.protocols", "eval.results", "eval.words"},
 }
 ANY_OF_BOTH = {"eval.images", "eval.scoring", "eval.results", "eval.__main__"}
 ANY_OF_GAN = {

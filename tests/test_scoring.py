@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from eval import __main__ as program
-from eval import protocols, results
+from eval import protocols, words
 from eval.features import Features
 from eval.protocols import PROTOCOLS, Protocol, Reference, measure
 from gan import cli, load_generator, scores
@@ -456,6 +456,6 @@ def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
 
 def test_words_of_a_score_name_its_floor(run: Path) -> None:
     (record,) = score(run)
-    words = results.describe("run", record)
-    assert "real:" in words
-    assert "3 x 40 against" in words
+    text = words.describe("run", record)
+    assert "real:" in text
+    assert "3 x 40 against" in text

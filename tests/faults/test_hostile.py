@@ -27,6 +27,7 @@ from eval.statistics import load_moments
 from gan import checkpoints, cli, scores, sources
 from gan.config import load_config
 from gan.data import load_images, to_pixels
+from gan.decoding import decode
 from gan.errors import UserError
 from gan.generators import load_generator
 from gan.networks import build_generator
@@ -130,7 +131,7 @@ def refused_or_decoded(content: bytes, name: str) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            assert to_pixels(sources.decode(content, name), 3, 32).shape == (3, 32, 32)
+            assert to_pixels(decode(content, name), 3, 32).shape == (3, 32, 32)
         except UserError as error:
             assert str(error).startswith(f"{name}: ")
     assert not said, "a warning would be a second line"
@@ -153,7 +154,7 @@ def test_no_image_starts_ghostscript(name: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
     with pytest.raises(UserError, match="not an image"):
-        sources.decode(POSTSCRIPT, name)
+        decode(POSTSCRIPT, name)
     assert not (tmp_path / hostile.CANARY).exists()
 
 
