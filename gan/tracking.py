@@ -6,13 +6,15 @@ import mmap
 import os
 import secrets
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,6 +25,8 @@ Wandb = Literal["off", "offline", "online"]
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 # Seconds that wandb's server can cost a run at most, whatever it does; while it trains, nothing waits for it.
 WANDB_START, WANDB_END = 30.0, 30.0
+# Seconds after which wandb's own process, where it stands still, is killed: as though it had failed by itself.
+WANDB_STILL = 25.0
 
 
 def check_trackers(*, wandb: Wandb, tensorboard: bool) -> None:
@@ -108,6 +112,26 @@ def _library() -> Any:
     return wandb
 
 
+@contextmanager
+def _unless_still() -> Iterator[None]:
+    """Within it, wandb's own processes are killed when they have made the caller wait for WANDB_STILL: they are a program
+    apart, and can be stopped or hang. What waited for them raises then."""
+
+    def kill() -> None:
+        for process in psutil.Process().children():
+            with suppress(psutil.Error):
+                if process.name() == "wandb-core":
+                    process.kill()
+
+    timer = threading.Timer(WANDB_STILL, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class WandbRun:
     """A run's copy at wandb. Its server may be away, hang, refuse or break at any time: training goes on.
 
@@ -139,7 +163,8 @@ class WandbRun:
             finish_timeout_raises=True,
             x_transaction_log_flush_interval=1.0,  # seconds of its record that are lost with its process
         )
-        self._run = library.init(mode=mode, resume="allow", settings=settings, **self._options)
+        with _unless_still():
+            self._run = library.init(mode=mode, resume="allow", settings=settings, **self._options)
         self._parts.append(Path(self._run.dir).parent)
         say(f"wandb: {self._run.url}" if mode == "online" else f"wandb: offline, in {self._parts[-1]}")
 
@@ -159,7 +184,8 @@ class WandbRun:
         """Hands ``values`` to wandb's process, which records and sends them: waits for no server."""
         while self._run is not None:
             try:
-                self._run.log(dict(values), step=step)
+                with _unless_still():
+                    self._run.log(dict(values), step=step)
             except Exception as error:  # noqa: BLE001 (its process was killed, or the disk is full)
                 self._go_offline(error)
             else:
@@ -170,7 +196,8 @@ class WandbRun:
         reason = ""
         try:
             if self._run is not None:
-                self._run.finish()
+                with _unless_still():
+                    self._run.finish()
         except Exception as error:  # noqa: BLE001 (a TimeoutError, or its process was killed)
             reason = f" ({first_line(error)})"
         self._tear_down()
@@ -188,7 +215,7 @@ class WandbRun:
 
     def _tear_down(self) -> None:
         """Ends wandb's process, here and not at the interpreter's end, where it would print a traceback if it was killed."""
-        with suppress(Exception):
+        with suppress(Exception), _unless_still():
             _library().teardown()
 
 

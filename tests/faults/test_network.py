@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from gan import tracking
 from gan.tracking import WANDB_END, WANDB_START
 from tests.conftest import TINY, command
 from tests.faults.servers import WandbServer
@@ -122,7 +124,7 @@ def require_the_same_run(run: Path, calm: Path) -> None:
         {
             name: content
             for name, content in contents(folder).items()
-            if not name.startswith("wandb") and Path(name).name not in ("config.yaml", "checkpoint.json")
+            if not name.startswith("wandb") and Path(name).name not in ("config.yaml", "checkpoint.json", "checkpoint.sha256")
         }
         for folder in (run, calm)
     )
@@ -246,6 +248,43 @@ def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: P
     assert {step: sent[step] for step in expected if step > killed_at + 1} == {
         step: loss for step, loss in expected.items() if step > killed_at + 1
     }
+
+
+@pytest.mark.faults
+def test_wandbs_own_process_standing_still_costs_a_bounded_time_and_changes_nothing(untracked: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
+        wait_for(lambda: lines_of(run) > 1)
+        (core,) = children(process)
+        os.kill(core, signal.SIGSTOP)
+        _, errors = process.communicate(timeout=300)
+    print(errors)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    require_the_same_run(run, untracked)
+    require_bounds(errors)
+    assert "Its server has not got all of this run" in errors
+
+
+@pytest.mark.slow
+def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_it(
+    server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "WANDB_STILL", 2.0)
+    record = tracking.WandbRun(tmp_path, "online", project="msngan")
+    (core,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    core.suspend()
+    steps = iter(range(10**6))
+    while "Training goes on, recorded offline" not in capsys.readouterr().err:  # until what it can take is full
+        step = next(steps)
+        began = time.monotonic()
+        record.log(step, {"d_loss": 0.5, "a text": "x" * 10_000})
+        assert time.monotonic() - began < 10
+    record.log(step + 1, {"d_loss": 0.25})
+    record.close()
+    later = upload(capsys.readouterr().err, tmp_path)
+    assert later.history[step]["d_loss"] == 0.5
+    assert later.history[step + 1]["d_loss"] == 0.25
 
 
 @pytest.mark.faults
