@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,8 @@ from gan.errors import TrainingDivergedError, UserError
 from gan.job import Job, Metrics, to_device
 from gan.loop import conduct
 from gan.networks import trainable_parameters
-from gan.runs import prospects, resolve, saved_config
+from gan.processes import on_main
+from gan.runs import prospects, resolve, saved_config, writing_to
 from gan.settings import check_processes, keep_resolved, to_yaml
 from gan.tracking import METRICS, PROBES, Tracker, last_values
 from study.config import Study
@@ -31,14 +33,22 @@ def train(config: Study, accelerator: Accelerator) -> int:
 
     That its numbers were not finite is noted in its folder, until it is trained again.
     """
-    if accelerator.is_main_process:
-        (config.folder / FAILED).unlink(missing_ok=True)
+
+    def begin(config: Study, images: LabelledImages, accelerator: Accelerator) -> ClassifierWork:
+        on_main(accelerator, lambda: _forget_failure(config.folder))  # not before its folder is held and known to be one
+        return ClassifierWork(config, images, accelerator)
+
     try:
-        return conduct(config, accelerator, lambda: training_images(config.data), steps_of, ClassifierWork)
+        return conduct(config, accelerator, lambda: training_images(config.data), steps_of, begin)
     except TrainingDivergedError as error:
         if accelerator.is_main_process:
             note_failure(config.folder, str(error))
         raise
+
+
+def _forget_failure(folder: Path) -> None:
+    with writing_to(folder):
+        (folder / FAILED).unlink(missing_ok=True)
 
 
 def steps_of(config: Study, images: LabelledImages) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from gan import cli
+from gan.checkpoints import folder_of
 from gan.errors import TrainingDivergedError, UserError
 from gan.processes import AgreedError, on_main
 from gan.progress import say
@@ -121,6 +122,7 @@ def _done(config: Study, retry: bool) -> str | None:
         return None
     if not retry and (error := result.failure) is not None:
         return f"failed before: {error}"
-    if result.failure is None and result.complete and result.config.training.epochs >= config.training.epochs:
-        return "done"
-    return None
+    if result.failure is not None or not result.complete or result.config.training.epochs < config.training.epochs:
+        return None
+    # A run that was killed between its last test and its last checkpoint still lacks what it has learned.
+    return "done" if folder_of(config.folder / "checkpoints", result.tests[-1]["step"]).is_dir() else None

@@ -323,6 +323,22 @@ def test_a_sweep_that_was_killed_gives_the_same_table(tmp_path: Path, capsys: py
         assert contents(run)["probes.jsonl"] == contents(tmp_path / "stopped" / run.name)["probes.jsonl"]
 
 
+def test_a_sweep_goes_on_with_a_run_killed_between_its_last_test_and_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ["--config", str(DIGITS), "--norms", "spectral", "--rates", "0.001"]
+    words = ["sweep", *grid, *TINY, f"run.dir={tmp_path}"]
+    assert study(*words) == 0
+    (run,) = tmp_path.iterdir()
+    calm = contents(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    (run / "checkpoints" / "tmp-00000008").mkdir()
+    capsys.readouterr()
+    assert study(*words) == 0
+    assert "(done)" not in capsys.readouterr().err
+    assert contents(run) == calm
+
+
 def test_a_broken_run_is_reported_and_ends_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ FOUND: dict[str, tuple[Kind, Values, str]] = {
     "an infinite clip": (Config, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be positive"),
     "epochs without end": (Study, {"training.epochs": 1e30}, "must be at most 100,000."),
     "a histogram that no memory holds": (Study, {"probes.bins": 10_001}, "must be at most 10,000."),
+    "a folder of a name too long": (Study, {"run.dir": "a" * 300}, "cannot be read (File name too long)."),
 }
 
 
