@@ -122,8 +122,9 @@ class ZipSource:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+    def __reduce__(self) -> tuple[type["ZipSource"], tuple[Path]]:
+        # A process that is not forked reads the table of contents again: sent to it, that would take as long and more memory.
+        return ZipSource, (self.path,)
 
     def _archive(self) -> Archive:
         # A worker process must not share the file position of the one that it was forked from.
