@@ -194,12 +194,13 @@ def test_ten_times_as_many_images_take_at_most_ten_times_as_long_and_bounded_mem
         )
         tell(capsys, f"{what}: {shown}")
         ratio = SIZES[2] / SIZES[1]
-        # Half as much again for noise, and what is too short to be measured.
-        assert many["seconds"] - few["seconds"] < 1.5 * ratio * max(some["seconds"] - few["seconds"], 0.05), what
+        # Three times as much for a noisy machine, and what is too short to be measured; the square would be a hundred times.
+        assert many["seconds"] - few["seconds"] < 3 * ratio * max(some["seconds"] - few["seconds"], 0.05), what
         assert many["mb"] - few["mb"] < 1.5 * ratio * max(some["mb"] - few["mb"], 2), what
         # A kilobyte for each image's name and place beside its pixels, which a zip's first reading also hands to the cache.
         assert many["mb"] - few["mb"] < 200 + (1.2 * PIXELS_MB if "memory" in what else 0), what
-        assert many["worker_mb"] - few["worker_mb"] < 300, what
+        # A worker's own table, and the pixels, which it shares.
+        assert many["worker_mb"] - few["worker_mb"] < 200 + (1.2 * PIXELS_MB if "memory" in what else 0), what
 
 
 # Lines
@@ -299,7 +300,7 @@ def test_a_run_with_a_million_lines_starts_in_linear_time_and_flat_memory(place:
         tell(capsys, f"{count:,} lines, {size:.0f} MB: {times}")
     few, some, many = (found[count] for count in sorted(found))
     for case in range(3):
-        linear = 1.5 * 10 * max(some[case]["seconds"] - few[case]["seconds"], 0.02)
+        linear = 3 * 10 * max(some[case]["seconds"] - few[case]["seconds"], 0.02)  # noise; the square would be a hundred times
         assert many[case]["seconds"] - few[case]["seconds"] < linear
     assert many[0]["mb"] < few[0]["mb"] + 10  # line by line
     assert many[1]["seconds"] < 0.1
