@@ -62,6 +62,7 @@ def command(world: Path, *words: str, seconds: float = 120.0) -> Outcome:
         **os.environ,
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home),
+        "MSNGAN_CACHE": str(world / "cache"),
         "OMP_NUM_THREADS": "1",
         "MPLCONFIGDIR": str(world.parent),
     }

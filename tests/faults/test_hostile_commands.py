@@ -213,9 +213,12 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         manifest(lambda text: text.replace('"bytes": ', '"bytes": 1e999, "size": ')), NONE_LEFT),
     "a manifest nested too deep": (manifest(lambda _: "[" * 10**6), NONE_LEFT),
     "a manifest that is a list": (manifest(lambda _: "[1]"), NONE_LEFT),
+    "a configuration of a network without bound": (
+        checkpoint("config.yaml", lambda world: (world / "runs/run/config.yaml").read_bytes().replace(
+            b"channels: 4", b"channels: 100000"), sample), "must be at most 8,192"),
     "a configuration of a huge network": (
         checkpoint("config.yaml", lambda world: (world / "runs/run/config.yaml").read_bytes().replace(
-            b"channels: 4", b"channels: 100000"), sample), "weights do not fit"),
+            b"channels: 4", b"channels: 8192"), sample), "weights do not fit"),
     "a configuration with a tag, sampled": (
         checkpoint("config.yaml", lambda _: b"seed: !!python/name:os.system\n", sample), "tags"),
     "billion laughs": (configuration(BOMB_YAML), "anchors"),
