@@ -16,7 +16,7 @@ from gan.tracking import last_values
 def summary(config: Config) -> str:
     """Where everything of a finished run is, and what to type next."""
     folder = config.folder
-    last = last_values(folder / "metrics.jsonl", "d_loss")
+    last = last_values(folder / "metrics.jsonl", "d_loss", "g_loss")
     newest = checkpoints.steps(folder / "checkpoints")
     losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
     return "\n".join(

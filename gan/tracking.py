@@ -20,6 +20,7 @@ from PIL import Image
 
 from gan.errors import UserError, first_line
 from gan.progress import say
+from gan.untrusted import is_number, open_regular, parse_json
 
 Wandb = Literal["off", "offline", "online"]
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
@@ -61,17 +62,30 @@ def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
         file.truncate(end)
 
 
-def last_values(path: Path, key: str) -> dict[str, Any]:
-    """The last line of a metrics file that has ``key``; empty where there is none. Reads from the end, one line at a time:
-    a long run's file may be larger than the memory."""
+def last_values(path: Path, *keys: str) -> dict[str, Any]:
+    """The last line of a metrics file that has the first of ``keys``; empty where there is none. Reads from the end, one line
+    at a time: a long run's file may be larger than the memory.
+
+    Raises UserError for what is no file, a damaged line on the way, or one whose step and ``keys`` are not finite numbers.
+    """
     if not path.exists() or not path.stat().st_size:
         return {}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end = len(content)
+    try:
+        source = open_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    with source as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.rfind(b"\n") + 1  # what follows was cut off by a kill
         while end > 0:
             start = content.rfind(b"\n", 0, end - 1) + 1
-            values: dict[str, Any] = json.loads(content[start:end])
-            if key in values:
+            try:
+                values = parse_json(content[start:end])
+            except ValueError:
+                values = None
+            wanted = isinstance(values, dict) and keys[0] in values
+            if not isinstance(values, dict) or (wanted and not all(is_number(values.get(key)) for key in ("step", *keys))):
+                raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
+            if wanted:
                 return values
             end = start
     return {}

@@ -210,7 +210,7 @@ def describe(config: Study, accelerator: Accelerator) -> str:
 def summary(config: Study) -> str:
     """Where everything of a finished run is, and what to type next."""
     folder = config.folder
-    tested = last_values(folder / METRICS, "test_accuracy")
+    tested = last_values(folder / METRICS, "test_accuracy", "epoch")
     newest = checkpoints.steps(folder / "checkpoints")
     return "\n".join(
         [

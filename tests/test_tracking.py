@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gan.tracking import Tracker, truncate_metrics
+from gan.errors import UserError
+from gan.tracking import Tracker, last_values, truncate_metrics
 from tests.conftest import command
 
 Tiny = Callable[..., list[str]]
@@ -88,3 +89,27 @@ def test_a_tracker_that_is_not_installed_is_an_error(
     for setting, name in (("tracking.wandb=offline", "wandb"), ("tracking.tensorboard=true", "TensorBoard")):
         assert command(tiny(setting)) == 2
         assert f"{name} is not installed" in capsys.readouterr().err
+
+
+def test_the_last_values_are_those_of_the_last_whole_line_that_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_values(path, "d_loss") == {}
+    lines = ['{"step": 1, "d_loss": 0.5, "g_loss": 2}', '{"step": 2, "d_loss": 0.25, "g_loss": 1}', '{"step": 2, "fid": 3}']
+    path.write_text("\n".join(lines) + '\n{"step": 3, "d_l')
+    assert last_values(path, "d_loss", "g_loss") == {"step": 2, "d_loss": 0.25, "g_loss": 1}
+    assert last_values(path, "fid")["fid"] == 3
+    assert last_values(path, "is") == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["x", "[1]", "3", '{"step": 2, "d_loss": "low"}', '{"d_loss": 1}', '{"step": 2, "d_loss": 1e999}', ""]
+)
+def test_a_damaged_line_among_the_last_is_told(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "d_loss": 0.5}\n' + line + "\n")
+    with pytest.raises(UserError, match="a line is damaged"):
+        last_values(path, "d_loss")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        last_values(path, "d_loss")

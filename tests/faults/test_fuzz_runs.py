@@ -81,6 +81,8 @@ FOUND: dict[str, tuple[str, str, Damage]] = {
     "no best generator": ("gans", "train on", Damage("remove", "best")),
     "a file in place of the best generator": ("gans", "train on", Damage("file", "best")),
     "a manifest of the best generator cut off": ("gans", "train", Damage("truncate", "best/checkpoint.json")),
+    "no records of a finished training": ("gans", "train", Damage("file", "metrics.jsonl")),
+    "no records of a finished classifier": ("classifiers", "train", Damage("file", "metrics.jsonl")),
 }
 
 
