@@ -1,24 +1,26 @@
 """Programs measured alternately in one run, each in a process of its own, since the allocator is a process's setting."""
 
-import argparse
 import gc
 import importlib
-import json
+import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from gan.allocator import keep_large_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-# A case: does one unit of the work that is timed, and returns what shows that it was done, as JSON would hold it.
+# A server that has imported what takes seconds, and has neither started a thread nor set the allocator: each contestant is
+# forked from it, as good as new.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["benchmarks.steps", "eval.scoring", "study.speed"])
+# A case: does one unit of the work that is timed, and returns what shows that it was done.
 Case = Callable[[], Any]
 
 
@@ -47,7 +49,7 @@ class Timing:
 def compete(contestants: Mapping[str, Contestant], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
     """Each contestant in turn does ``units`` units of its work, ``rounds`` times; the others wait meanwhile.
 
-    Raises subprocess.CalledProcessError when one of them fails; what it wrote to stderr is shown.
+    Raises RuntimeError when one of them fails; what it wrote to stderr is shown.
     """
     timings = {name: Timing() for name in contestants}
     with ExitStack() as stack:
@@ -66,34 +68,51 @@ class _Process:
     """A contestant at work in a process of its own."""
 
     def __init__(self, contestant: Contestant) -> None:
+        self._contestant = contestant
+        self._connection, other = _context.Pipe()
         environment = dict(os.environ)
         if not contestant.keep_blocks:
             environment["MSNGAN_ALLOCATOR"] = "system"
-        words = [sys.executable, "-m", "benchmarks.contest", contestant.make, json.dumps(dict(contestant.settings))]
-        self._process = subprocess.Popen(
-            words, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._in: IO[str] = _open(self._process.stdin)
-        self._out: IO[str] = _open(self._process.stdout)
+        self._process = _context.Process(target=_work, args=(contestant, environment, other))
+        self._process.start()
+        other.close()
 
     def ask(self, units: int) -> dict[str, Any]:
-        print(units, file=self._in, flush=True)
-        line = self._out.readline()
-        if not line:
-            raise subprocess.CalledProcessError(self._process.wait(), self._process.args)
-        return dict(json.loads(line))
+        try:
+            self._connection.send(units)
+            return dict(self._connection.recv())
+        except (EOFError, OSError):
+            self._process.join()
+            raise RuntimeError(f"{self._contestant.make} failed with exit code {self._process.exitcode}") from None
 
     def __enter__(self) -> "_Process":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._in.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._out.close()
+        self._connection.close()
+        self._process.join(10)
+        self._process.kill()
+        self._process.join()
+
+
+def _work(contestant: Contestant, environment: Mapping[str, str], connection: Connection) -> None:
+    """A contestant's process: does as many units as it is asked for, and answers, until nobody asks any more."""
+    os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # its own processes are started as a user's would be
+    os.dup2(2, 1)  # what a library prints is no line of the table
+    keep_large_blocks()
+    module, _, function = contestant.make.partition(":")
+    case: Case = getattr(importlib.import_module(module), function)(**contestant.settings)
+    value = None
+    with suppress(EOFError):
+        while True:
+            units = connection.recv()
+            gc.collect()
+            began = time.perf_counter()
+            for _ in range(units):
+                value = case()
+            seconds = time.perf_counter() - began
+            connection.send({"seconds": seconds, "value": value, "peak_mb": peak_memory(os.getpid())})
 
 
 def peak_memory(process: int) -> float:
@@ -101,35 +120,3 @@ def peak_memory(process: int) -> float:
     started it held."""
     status = Path(f"/proc/{process}/status").read_text()
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
-
-
-def _open(pipe: IO[str] | None) -> IO[str]:
-    assert pipe is not None
-    return pipe
-
-
-def main(arguments: Sequence[str]) -> int:
-    """One contestant's process: does as many units as each line of stdin says, and answers with a line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.contest")
-    parser.add_argument("make")
-    parser.add_argument("settings", type=json.loads)
-    options = parser.parse_args(arguments)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not stand among the answers
-    keep_large_blocks()
-    module, _, function = options.make.partition(":")
-    case: Case = getattr(importlib.import_module(module), function)(**options.settings)
-    value = None
-    for line in sys.stdin:
-        gc.collect()
-        began = time.perf_counter()
-        for _ in range(int(line)):
-            value = case()
-        seconds = time.perf_counter() - began
-        answer = {"seconds": seconds, "value": value, "peak_mb": peak_memory(os.getpid())}
-        print(json.dumps(answer), file=answers, flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -40,7 +40,7 @@ def score(count: int) -> Case:
     from benchmarks.scoring import paper_of
 
     extractor = load_extractor("efficientnet-lite0")
-    real = extract(_Noise(500), extractor, keep=False, shown=False)
+    real = extract(_Noise(100), extractor, keep=False, shown=False)
 
     def case() -> float:
         features = extract(_Noise(count), extractor, keep=False, shown=False)

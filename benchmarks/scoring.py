@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
     return cli.run(lambda: program.main(["score", *arguments[1:], "--protocol", "paper", "quick", "--json"]))
 
 
-def distance(program: str, count: int) -> Case:
-    """One Frechet distance at 2048-d, ``count`` images against 10,000, whose factor is at hand."""
-    features, a = _features(count, 1)
-    _, b = _features(10_000, 2)
+def distance(program: str, generated: str, real: str) -> Case:
+    """One Frechet distance at 2048-d of kept features; the real ones' factor is at hand."""
+    features, a = _kept(generated)
+    _, b = _kept(real)
     if program == "ours":
         from eval.metrics import frechet_distance
 
@@ -52,20 +52,30 @@ def distance(program: str, count: int) -> Case:
     return lambda: float(fid_statistics_to_metric(one, two, False)["frechet_inception_distance"])
 
 
-def _features(count: int, seed: int) -> tuple[Any, Moments]:
+def _keep_features(path: Path, count: int, seed: int) -> str:
     """Like Inception's: not negative, many nearly zero, the spectrum of their covariance falling by a power."""
     draw = np.random.RandomState(seed)
     basis = np.random.RandomState(6 + seed).randn(D, D) / np.sqrt(D)
     values = np.maximum(draw.randn(count, D) * np.arange(1, D + 1) ** -1.0 @ basis * 10, 0).astype(np.float32)
-    return values, moments_of(values)
+    moments = moments_of(values)
+    np.savez(path, values=values, mean=moments.mean, covariance=moments.covariance)
+    return str(path)
+
+
+def _kept(path: str) -> tuple[Any, Moments]:
+    with np.load(path) as kept:
+        values = kept["values"]
+        return values, Moments(kept["mean"], kept["covariance"], len(values))
 
 
 def distances(suite: Suite) -> list[Line]:
     """The distance alone, at the sizes of two protocols."""
     found = []
+    real = _keep_features(suite.place / "real.npz", 10_000, 2)
     for count in (10_000,) if suite.quick else (10_000, 1000):
+        generated = _keep_features(suite.place / f"{count}.npz", count, 1)
         contestants = {
-            name: Contestant("benchmarks.scoring:distance", {"program": name, "count": count})
+            name: Contestant("benchmarks.scoring:distance", {"program": name, "generated": generated, "real": real})
             for name in ("ours", "pytorch-fid", "torch-fidelity")
         }
         timings = compete(contestants, rounds=suite.rounds(1, 3), warm_up=suite.rounds(0, 1))

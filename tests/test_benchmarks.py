@@ -1,6 +1,5 @@
 """The benchmarks measure what they say: turns in order, the same work on both sides, the same numbers out of it."""
 
-import subprocess
 import time
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_contestant_that_fails_ends_the_contest() -> None:
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(RuntimeError, match="failing failed with exit code 1"):
         compete({"x": Contestant(f"{HERE}:failing")}, rounds=1)
 
 
