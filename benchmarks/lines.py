@@ -59,6 +59,15 @@ class Suite:
     def rounds(self, quick: int, full: int) -> int:
         return quick if self.quick else full
 
+    @property
+    def batch(self) -> int:
+        """Images in a training step of the paper's networks: its 64, where there is time."""
+        return self.rounds(16, 64)
+
+    def sized(self, what: str) -> str:
+        """``what`` is measured, with the batch where it is not the paper's."""
+        return f"{what}, batch {self.batch}" if self.quick else what
+
     @cached_property
     def place(self) -> Path:
         return Path(self.temporary.name)

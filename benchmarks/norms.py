@@ -174,12 +174,12 @@ def classifiers(suite: Suite) -> list[Line]:
     found = []
     for model in BUILDERS:
         contestants = {
-            NAMES[norm]: Contestant("study.speed:training_step", {"model": model, "norm": norm})
+            NAMES[norm]: Contestant("study.speed:training_step", {"model": model, "norm": norm, "batch": suite.batch})
             for norm in ("batch", "spectral", "mean_spectral")
         }
         units = 1 if model == "densenet_bc" else suite.rounds(5, 10)
         timings = compete(contestants, rounds=suite.rounds(1, 15), units=units)
         for a, paper in (("SN", "1.27"), ("MSN", "1.16")):
-            what = f"training step of {MODEL_NAMES[model]}, float32"
+            what = suite.sized(f"training step of {MODEL_NAMES[model]}, float32")
             found.append(Line.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
     return found

@@ -94,7 +94,7 @@ def distances(suite: Suite) -> list[Line]:
 
 def lines(suite: Suite) -> list[Line]:
     """Part 6. Each program is run whole, from its start to its numbers, on the same images and weights."""
-    count = suite.scored or suite.rounds(30, 500)
+    count = suite.scored or suite.rounds(20, 500)
     place = suite.place / "scoring"
     place.mkdir()
     weights = peers.random_inception_weights(place / "inception.pth")

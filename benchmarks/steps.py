@@ -169,26 +169,29 @@ def lines(suite: Suite) -> list[Line]:
     for norm, short in SHORT.items():
         images, archive = str(suite.folder()), str(suite.archive())
         plain_name = "plain loop (torch, DataLoader, float32)"
+        common = {"norm": norm, "batch": suite.batch}
+
+        def step_of(precision: str, keep_blocks: bool = True, common: Any = common, archive: str = archive) -> Contestant:
+            return Contestant("benchmarks.steps:ours", {**common, "precision": precision, "images": archive}, keep_blocks)
+
+        def arithmetic_of(precision: str, common: Any = common) -> Contestant:
+            return Contestant("benchmarks.steps:bare", {**common, "precision": precision})
+
         contestants = {
-            plain_name: Contestant("benchmarks.steps:plain_loop", {"norm": norm, "images": images}, keep_blocks=False),
-            "ours, float32": Contestant("benchmarks.steps:ours", {"norm": norm, "precision": "fp32", "images": archive}),
-            "ours, float32, system allocator": Contestant(
-                "benchmarks.steps:ours", {"norm": norm, "precision": "fp32", "images": archive}, keep_blocks=False
-            ),
-            "arithmetic alone, float32": Contestant("benchmarks.steps:bare", {"norm": norm, "precision": "fp32"}),
+            plain_name: Contestant("benchmarks.steps:plain_loop", {**common, "images": images}, keep_blocks=False),
+            "ours, float32": step_of("fp32"),
+            "ours, float32, system allocator": step_of("fp32", keep_blocks=False),
+            "arithmetic alone, float32": arithmetic_of("fp32"),
         }
         if auto == "bf16":
-            contestants |= {
-                "ours, bf16": Contestant("benchmarks.steps:ours", {"norm": norm, "precision": "bf16", "images": archive}),
-                "arithmetic alone, bf16": Contestant("benchmarks.steps:bare", {"norm": norm, "precision": "bf16"}),
-            }
+            contestants |= {"ours, bf16": step_of("bf16"), "arithmetic alone, bf16": arithmetic_of("bf16")}
         timings = compete(contestants, rounds=suite.rounds(2, 15))
         difference = agreement(norm)
         check = f"losses equal to {difference:.0e} at the same weights and images"
         assert difference <= 1e-5, (norm, difference)
 
         def line(what: str, a: str, b: str, check: str, goal: str, short: str = short, timings: Any = timings) -> Line:
-            return Line.of(f"{what}, {short}", a, timings[a], b, timings[b], check=check, goal=goal)
+            return Line.of(suite.sized(f"{what}, {short}"), a, timings[a], b, timings[b], check=check, goal=goal)
 
         found.append(line("training step", "ours, float32", plain_name, check, "≥ 1.3"))
         if auto == "bf16":
