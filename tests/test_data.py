@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from gan import keyed, sources
 from gan.config import Config, Training
@@ -103,13 +103,21 @@ def test_larger_images_are_scaled_by_the_shorter_side_and_centre_cropped(tmp_pat
     assert decoded(load_images(folder_of(tmp_path, {"a.png": png(wide)}))).float().mean() > 250
 
 
-def test_orientation_of_a_photograph_is_obeyed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("said_by", ["exif", "xmp"])
+def test_orientation_of_a_photograph_is_obeyed(format: str, said_by: str, tmp_path: Path) -> None:
     picture = Image.fromarray(np.concatenate([np.zeros((16, 32, 3), np.uint8), np.full((16, 32, 3), 255, np.uint8)]))
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
+    xmp = '<rdf:Description tiff:Orientation="3"/>'
+    how: dict[str, object] = {"exif": exif}
+    if said_by == "xmp":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", xmp)
+        how = {"pnginfo": text} if format == "PNG" else {"xmp": xmp.encode()}
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", exif=exif)
-    pixels = decoded(load_images(folder_of(tmp_path, {"a.png": buffer.getvalue()})))
+    picture.save(buffer, format, **how)
+    pixels = decoded(load_images(folder_of(tmp_path, {f"a.{format.lower()}": buffer.getvalue()})))
     assert pixels[0, :, :16].min() == 255
     assert pixels[0, :, 16:].max() == 0
 
