@@ -215,17 +215,9 @@ def test_a_server_that_breaks_in_the_middle_costs_a_bounded_time_at_the_end_and_
     assert sent_losses(upload(errors, tmp_path)) == losses(run)
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
+def cores(process: int) -> list[psutil.Process]:
     """wandb's own processes, begun by ``process``."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = status.read_text().rpartition(")")
-        except OSError:
-            continue
-        if name.endswith("wandb-core") and int(rest.split()[1]) == process.pid:
-            found.append(int(status.parent.name))
-    return found
+    return [child for child in psutil.Process(process).children() if child.name() == "wandb-core"]
 
 
 @pytest.mark.faults
@@ -233,8 +225,8 @@ def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: P
     run = tmp_path / "run"
     with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
         wait_for(lambda: lines_of(run) > 1)
-        (core,) = children(process)
-        os.kill(core, signal.SIGKILL)
+        (core,) = cores(process.pid)
+        core.kill()
         killed_at = lines_of(run)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -255,8 +247,8 @@ def test_wandbs_own_process_standing_still_costs_a_bounded_time_and_changes_noth
     run = tmp_path / "run"
     with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
         wait_for(lambda: lines_of(run) > 1)
-        (core,) = children(process)
-        os.kill(core, signal.SIGSTOP)
+        (core,) = cores(process.pid)
+        core.suspend()
         _, errors = process.communicate(timeout=300)
     print(errors)
     assert process.returncode == 0, errors
@@ -272,7 +264,7 @@ def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_i
 ) -> None:
     monkeypatch.setattr(tracking, "WANDB_STILL", 2.0)
     record = tracking.WandbRun(tmp_path, "online", project="msngan")
-    (core,) = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    (core,) = cores(os.getpid())
     core.suspend()
     steps = iter(range(10**6))
     while "Training goes on, recorded offline" not in capsys.readouterr().err:  # until what it can take is full
