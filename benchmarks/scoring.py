@@ -63,7 +63,7 @@ def _keep_features(path: Path, count: int, seed: int) -> str:
 
 
 def _kept(path: str) -> tuple[Any, Moments]:
-    with np.load(path) as kept:
+    with np.load(path, allow_pickle=False) as kept:
         values = kept["values"]
         return values, Moments(kept["mean"], kept["covariance"], len(values))
 
