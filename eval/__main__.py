@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,18 +107,22 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "reference" and options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: statistics are a .npz file.")
     with connected(options.cpu) as accelerator:
-        load = partial(load_extractor, options.extractor, options.weights, accelerator.device)
-        extractor = on_all_in_turn(accelerator, load)
-        {"score": score, "images": images, "reference": reference}[options.command](options, extractor, accelerator)
+        {"score": score, "images": images, "reference": reference}[options.command](options, accelerator)
     return 0
 
 
-def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
+def _extractor(options: argparse.Namespace, accelerator: Accelerator) -> Extractor:
+    """The network that was asked for. It may have to be downloaded, so what else can be a mistake is looked at before."""
+    return on_all_in_turn(accelerator, partial(load_extractor, options.extractor, options.weights, accelerator.device))
+
+
+def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Scores each run and shows its scores; the record is in its scores.jsonl."""
     load = partial(load_generator, weights=options.generator, device=accelerator.device)
-    # Mistakes first. One process finds the checkpoints: a run may be training, and the others would find newer ones.
+    # One process finds the checkpoints: a run may be training, and the others would find newer ones.
     folders = on_main(accelerator, lambda: [load(path).folder for path in options.runs])
     generators = [on_all(accelerator, partial(load, folder)) for folder in folders]
+    extractor = _extractor(options, accelerator)
     wanted = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     judges: dict[str, scoring.Judge] = {}
     for path, generator in zip(options.runs, generators, strict=True):
@@ -138,23 +142,31 @@ def score(options: argparse.Namespace, extractor: Extractor, accelerator: Accele
                 print(json.dumps(record, sort_keys=True) if options.json else words.describe(str(path), record))
 
 
-def images(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
+def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Compares two sets: every score that their number and the extractor allow."""
     team = scoring.team_of(accelerator)
+    specs = (options.a, options.b)
+    opened = {
+        spec: on_all(accelerator, partial(open_images, spec, size=options.size, folder=options.data))
+        for spec in specs
+        if not spec.endswith(".npz")
+    }
+    shapes = {spec: images.identity["image"] for spec, images in opened.items()}
+    on_all(accelerator, partial(_check_same_size, shapes))
+    extractor = _extractor(options, accelerator)
+    known = {
+        spec: on_all(accelerator, partial(scoring.load_statistics, Path(spec), extractor, options.made_by))
+        for spec in specs
+        if spec not in opened
+    }
+    shapes |= {spec: moments.provenance.get("images", {}).get("image") for spec, moments in known.items()}
+    on_all(accelerator, partial(_check_same_size, shapes))
     sides: list[tuple[Features | None, Moments | None]] = []
-    shapes: list[tuple[str, list[int]]] = []
-    for spec in (options.a, options.b):
-        if spec.endswith(".npz"):
-            moments = on_all(accelerator, partial(scoring.load_statistics, Path(spec), extractor, options.made_by))
-            if (made_of := moments.provenance.get("images", {}).get("image")) is not None:
-                shapes.append((spec, made_of))
-            on_all(accelerator, partial(_check_same_size, shapes))
-            sides.append((None, moments))
+    for spec in specs:
+        if spec in known:
+            sides.append((None, known[spec]))
         else:
-            opened = on_all(accelerator, partial(open_images, spec, size=options.size, folder=options.data))
-            shapes.append((spec, opened.identity["image"]))
-            on_all(accelerator, partial(_check_same_size, shapes))
-            features = extract(opened, extractor, team=team, batch=options.batch_size)
+            features = extract(opened[spec], extractor, team=team, batch=options.batch_size)
             sides.append((features, team.only_main(partial(_moments, features))))
     if not accelerator.is_main_process:
         return
@@ -184,17 +196,20 @@ def _moments(features: Features | None) -> Moments:
     return moments_of(features.values)
 
 
-def _check_same_size(shapes: list[tuple[str, list[int]]]) -> None:
-    if len(shapes) == 2 and shapes[0][1] != shapes[1][1]:
-        (a, (_, h, w)), (b, (_, i, v)) = shapes
+def _check_same_size(shapes: Mapping[str, list[int] | None]) -> None:
+    """Of the images of each SPEC, as (C, H, W); None where a statistics file does not say."""
+    known = [(spec, shape) for spec, shape in shapes.items() if shape is not None]
+    if len(known) == 2 and known[0][1] != known[1][1]:
+        (a, (_, h, w)), (b, (_, i, v)) = known
         raise UserError(
             f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
         )
 
 
-def reference(options: argparse.Namespace, extractor: Extractor, accelerator: Accelerator) -> None:
+def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Writes the statistics of a set."""
     opened = on_all(accelerator, partial(open_images, options.spec, size=options.size, folder=options.data))
+    extractor = _extractor(options, accelerator)
     team = scoring.team_of(accelerator)
     seen = Accumulator(extractor.dimensions)
     for part in parts(opened, extractor, team=team, batch=options.batch_size):  # never all features at once

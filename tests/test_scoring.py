@@ -438,6 +438,18 @@ def test_a_mistake_gets_one_line_and_exit_code_2(mistake: str, world: Path, caps
     assert shown.out == ""
 
 
+@pytest.mark.parametrize(
+    "mistake", ["no such run", "run without a checkpoint", "empty folder", "one image", "two sizes", "unknown data set"]
+)
+def test_a_mistake_is_told_before_a_network_is_fetched(
+    mistake: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eval.__main__.load_extractor", lambda *_: pytest.fail("the network first"))
+    given, words = MISTAKES[mistake]
+    assert evaluate(*(argument.replace("{}", str(world)) for argument in given)) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_line_that_is_no_score_is_told_and_not_lost(run: Path) -> None:
     (run / "scores.jsonl").write_text('{"step": 1}\n')
     assert evaluate("score", run, "--protocol", "quick", "--extractor", "efficientnet-lite0") == 2
