@@ -21,11 +21,16 @@ GPUS = $(shell $(RUN)/python -c 'import torch; print(max(n for n in (1, 2, 4, 8,
 LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 \
 	--mixed_precision no --dynamo_backend no,$(RUN)/python)
 
+# Tests run in JOBS processes that share the cores. Each begins with its part of the files, so that what a file sets up is
+# set up once; who is done takes from the others.
+JOBS ?= 2
+TEST = $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+
 .PHONY: help setup train test test-fast faults table2 lint format hooks clean
 
 help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
-	@echo "make test       set up, then run all tests (at most 10 minutes on two cores)"
+	@echo "make test       set up, then run all tests (at most 10 minutes on two cores): [JOBS=2]"
 	@echo "make test-fast  the tests that need less than a minute together"
 	@echo "make faults     kill, fill, damage and overload on purpose (long: see docs/faults.md)"
 	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
@@ -49,10 +54,10 @@ train: setup
 	$(RUN)/python train.py --config configs/digits_msngan.yaml
 
 test: setup
-	$(RUN)/python -m pytest
+	$(TEST)
 
 test-fast: setup
-	$(RUN)/python -m pytest -m "not slow and not faults"
+	$(TEST) -m "not slow and not faults"
 
 faults: setup
 	$(RUN)/python -m pytest -m faults -v

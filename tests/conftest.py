@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if processes := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores; torch reads this when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(processes))))
 import torch
 from hypothesis import settings
 

@@ -56,6 +56,7 @@ def test_the_paper_row_is_warned_about() -> None:
     assert any("section 4" in warning for warning in config.warnings())
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["none", "batch", "spectral", "mean_spectral"]), st.integers(0, 2**62), st.floats(1e-6, 1),
     st.one_of(st.none(), st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(str.isprintable)),

@@ -134,6 +134,7 @@ def test_files_that_pillow_only_writes_are_no_images(tmp_path: Path) -> None:
     assert len(load_images(folder_of(tmp_path, {"a.png": png(colours(1)[0]), **others}))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_damage_anywhere_in_a_compressed_archive_is_one_line_or_an_image(format: str, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -360,6 +361,7 @@ def follow_not(items, _total: int, _what: str):
     return items
 
 
+@pytest.mark.slow
 def test_a_file_that_would_unpack_to_more_than_any_image_is_refused_unread(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.png", "w") as entry:
         for _ in range(MAX_FILE_BYTES // 2**24 + 1):

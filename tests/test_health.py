@@ -65,6 +65,7 @@ def test_what_one_of_two_processes_meets_stops_both(tmp_path: Path) -> None:
     assert (found["step"], found["process"], found["values"]["g_grad_norm"]) == (2, 1, 1e4)
 
 
+@pytest.mark.slow
 def test_exploding_gradients_stop_a_run_with_the_last_good_checkpoint_and_the_steps_numbers(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_chance_is_the_loss_of_scores_that_are_all_alike(loss: str, expected: fl
     assert steps_at_chance(loss, expected, 7, {}) == 7
 
 
+@pytest.mark.slow
 def test_a_discriminator_at_chance_is_named_once_and_a_resumed_run_counts_on(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +122,7 @@ def test_what_went_wrong_is_named_in_the_trackers_too(tiny: Tiny, tmp_path: Path
         assert words in event.tensor_proto.string_val[0].decode()
 
 
+@pytest.mark.slow
 def test_samples_that_are_all_alike_are_named_and_recorded(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,7 @@ def test_output_of_mean_spectral_norm_has_mean_m(case: tuple[nn.Module, Tensor])
     assert close(output.mean([d for d in range(output.dim()) if d != 1]), norm.m, 1e-11)
 
 
+@pytest.mark.slow
 @given(layers_and_inputs())
 def test_spectral_norm_makes_the_largest_singular_value_one(case: tuple[nn.Module, Tensor]) -> None:
     layer, _ = case
@@ -236,6 +237,7 @@ def test_all_zero_weight_stays_zero_and_finite() -> None:
     assert torch.equal(SpectralNorm(layer).weight(), torch.zeros_like(layer.weight))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(2, 3, 3), lambda: nn.ConvTranspose2d(2, 3, 2), lambda: nn.Linear(6, 4)])
 def test_double_backward(norm: str, make) -> None:

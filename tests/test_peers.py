@@ -76,5 +76,6 @@ def test_fid_is_and_kid_are_torch_fidelitys(
     assert kid["std"] == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_weights_are_what_was_given(weights: Path) -> None:
     assert len(torch.load(weights, weights_only=True)) == 566

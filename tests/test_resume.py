@@ -41,6 +41,7 @@ def calm(arguments: list[str], run: Path) -> dict[str, object]:
     return contents(run)
 
 
+@pytest.mark.slow
 def test_two_steps_and_two_more_are_four(tmp_path: Path, tiny: Callable[..., list[str]]) -> None:
     for norm in ("spectral", "mean_spectral"):
         settings = [f"model.discriminator.norm={norm}", "model.generator.norm=batch", "checkpoint.every=2"]

@@ -293,6 +293,7 @@ def test_training_goes_on_when_the_cache_is_emptied(tiny: Tiny, tmp_path: Path, 
 EVALUATED = ["training.steps=4", "checkpoint.every=2", "samples.every=0", "evaluation.every=1"]
 
 
+@pytest.mark.slow
 def test_training_scores_keeps_the_best_and_draws_the_curve(tiny: Tiny, tmp_path: Path) -> None:
     assert command(tiny(*EVALUATED, "tracking.tensorboard=true")) == 0
     run = tmp_path / "runs" / "tiny"
@@ -329,6 +330,7 @@ def test_evaluation_changes_no_weight(tiny: Tiny, tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_scores_and_the_best_of_the_undisturbed_one(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     assert command(tiny(*EVALUATED)) == 0
@@ -341,6 +343,7 @@ def test_a_resumed_run_has_the_scores_and_the_best_of_the_undisturbed_one(tiny: 
     assert contents(run) == whole
 
 
+@pytest.mark.slow
 def test_scores_by_command_survive_a_resume(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     assert command(tiny(*EVALUATED)) == 0
@@ -401,9 +404,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def world(tmp_path: Path, run: Path) -> Path:
-    """A folder with everything that a mistake can be made with."""
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
+    """A folder with everything that a mistake can be made with. Not to be changed."""
+    tmp_path = tmp_path_factory.mktemp("world")
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     for name, count in (("a", 5), ("one", 1), ("mixed", 2), ("corrupt", 3)):
         picture_folder(tmp_path / name, count)
     picture_folder(tmp_path / "large", 2, (64, 64))
@@ -415,7 +420,10 @@ def world(tmp_path: Path, run: Path) -> Path:
     (tmp_path / "junk.npz").write_bytes(b"junk")
     np.savez(tmp_path / "size.npz", mu=np.zeros(5), sigma=np.eye(5))
     shutil.copytree(run, tmp_path / "scored")
-    score(tmp_path / "scored", protocol="quick")
+    with pytest.MonkeyPatch.context() as patch:
+        scale_down(patch)
+        patch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
+        score(tmp_path / "scored", protocol="quick")
     provenance = json.dumps({"extractor": {"extractor": "efficientnet-lite0"}, "images": {"image": [3, 8, 8]}})
     np.savez(tmp_path / "native.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
     provenance = json.dumps({"extractor": {"extractor": "inception", "weights_sha256": "1"}})

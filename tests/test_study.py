@@ -187,6 +187,7 @@ def test_a_classifier_learns_the_digits(tmp_path: Path) -> None:
     assert not (run / "probes.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
 def test_probes_change_no_weight(norm: str, tmp_path: Path) -> None:
     with_probes = contents(train(tmp_path, f"model.norm={norm}", name="with"))
@@ -217,6 +218,7 @@ def test_a_killed_run_goes_on_bit_for_bit(norm: str, tmp_path: Path) -> None:
     assert killed[weights] == calm[weights]
 
 
+@pytest.mark.slow
 def test_two_epochs_are_one_and_one_more(tmp_path: Path) -> None:
     once = contents(train(tmp_path, "training.epochs=2", name="once"))
     train(tmp_path, "training.epochs=1", name="twice")
@@ -275,6 +277,7 @@ def test_under_sn_probes_are_of_the_weight_that_the_layer_computes_with(finished
     assert records[-1]["parameter_std"] != pytest.approx(records[-1]["weight_std"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "centred"), [("batch", True), ("mean_spectral", True), ("spectral", False)])
 def test_in_densenet_the_preactivation_is_what_the_next_norm_leaves_of_the_layer(norm: str, centred: bool) -> None:
     torch.manual_seed(0)
@@ -288,6 +291,7 @@ def test_in_densenet_the_preactivation_is_what_the_next_norm_leaves_of_the_layer
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
+@pytest.mark.slow
 def test_with_a_norm_after_the_layer_its_output_is_centred(tmp_path: Path) -> None:
     for norm in ("batch", "mean_spectral"):
         run = train(tmp_path, f"model.norm={norm}", name=norm)
@@ -323,6 +327,7 @@ def test_a_sweep_that_was_killed_gives_the_same_table(tmp_path: Path, capsys: py
         assert contents(run)["probes.jsonl"] == contents(tmp_path / "stopped" / run.name)["probes.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_a_run_killed_between_its_last_test_and_its_last_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +344,7 @@ def test_a_sweep_goes_on_with_a_run_killed_between_its_last_test_and_its_last_ch
     assert contents(run) == calm
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_reported_and_ends_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +382,7 @@ def test_a_run_with_other_settings_is_not_taken_for_done(tmp_path: Path, capsys:
     assert "holds a run with other settings (training.batch_size: 20 -> 40)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_run_ends_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep", *SWEEP, *TINY, f"run.dir={tmp_path}"]
     assert study(*words) == 0
@@ -419,6 +426,7 @@ def test_a_mistake_in_one_configuration_is_told_before_anything_is_trained(tmp_p
     assert not runs.exists()
 
 
+@pytest.mark.slow
 def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path, tmp_path: Path) -> None:
     other = train(tmp_path, "seed=1", name="seed")
     apart = [
@@ -466,6 +474,7 @@ def test_published_numbers_are_compared_on_their_own_data_alone(finished: Path) 
     assert "96.71 on mnist |  |" in table
 
 
+@pytest.mark.slow
 def test_tables_are_written_without_runs_and_with(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study("tables", "--out", str(tmp_path)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table3.csv", "table3.md"]

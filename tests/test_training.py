@@ -35,6 +35,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
     for loss in ("sngan", "hinge", "wgan-gp"):
         results = []
@@ -52,6 +53,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
             assert torch.allclose(results[1][name], gradient, rtol=1e-9, atol=1e-12), (loss, name)
 
 
+@pytest.mark.slow
 def test_joint_and_separate_batches_are_one_function_for_sn_and_two_for_msn() -> None:
     for norm, same in (("none", True), ("spectral", True), ("batch", False), ("mean_spectral", False)):
         players, stream, job = start(f"model.discriminator.norm={norm}")
@@ -137,6 +139,7 @@ def test_the_average_of_a_constant_is_the_constant_and_of_a_jump_the_geometric_s
     assert float(average.weight.detach()) > 0.8  # at first it follows: (1 + 1) / (10 + 1)
 
 
+@pytest.mark.slow
 def test_singular_vectors_of_the_average_are_those_of_its_own_weights() -> None:
     players, stream, job = start("model.generator.norm=spectral", "training.ema_decay=0.9")
     for step in range(30):
@@ -189,6 +192,7 @@ def test_bf16_trains_with_weights_in_float32(tiny: Tiny, tmp_path: Path) -> None
         assert {value.dtype for network in saved.weights.values() for value in network.values()} <= {torch.float32, torch.int64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
 @pytest.mark.parametrize("loss", ["wgan-gp", "sngan", "hinge"])
 def test_every_norm_trains_under_every_loss_in_both_players(norm: str, loss: str) -> None:
@@ -200,6 +204,7 @@ def test_every_norm_trains_under_every_loss_in_both_players(norm: str, loss: str
     assert not torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -> None:
     players, stream, job = start("model.discriminator.norm=mean_spectral", "optimizer.d_lr=2e-3")
     losses = []

@@ -57,6 +57,7 @@ def test_a_look_would_be_noticed() -> None:
         assert found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["sngan", "wgan-gp"])
 @pytest.mark.parametrize("norm", ["spectral", "mean_spectral", "batch"])
 def test_a_step_looks_at_nothing(norm: str, loss: str) -> None:
@@ -70,6 +71,7 @@ def test_a_step_looks_at_nothing(norm: str, loss: str) -> None:
     assert not found
 
 
+@pytest.mark.slow
 def test_a_run_looks_only_where_it_records(tiny: Callable[..., list[str]]) -> None:
     counts = []
     for steps in (2, 6):

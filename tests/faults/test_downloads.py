@@ -25,6 +25,7 @@ from tests.conftest import command
 from tests.faults.servers import FileServer
 from tests.workers import in_process, run_together
 
+pytestmark = pytest.mark.slow
 Behaviour = Callable[[str, int], str]
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 PIXELS = np.random.default_rng(1).integers(0, 256, (6, 28, 28), dtype=np.uint8)

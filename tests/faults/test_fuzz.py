@@ -29,6 +29,7 @@ from tests.faults.worlds import Outcome, called
 from tests.small import QUICK, scale_down, small_extractor
 from tests.test_mistakes import state
 
+pytestmark = pytest.mark.slow
 FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=8)
 MANY = settings(FEW, max_examples=300)
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.faults.damages import Contents, Damage, damages
 from tests.faults.worlds import NEWEST, World
 
-FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=12)
+pytestmark = pytest.mark.slow
+FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=6)
 MANY = settings(FEW, max_examples=200)
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
 # What a command may change although it refuses to go on: documented, and nothing of it is lost.

@@ -20,6 +20,7 @@ from tests.faults.damages import Damage, contents
 from tests.faults.worlds import Outcome, World, called
 from tests.small import small_extractor
 
+pytestmark = pytest.mark.slow
 FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=10)
 MANY = settings(FEW, max_examples=300)
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]

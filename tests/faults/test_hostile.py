@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import struct
+import urllib.error
+import urllib.request
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
 import eval.__main__ as program
+import gan.downloads
 from eval.arrays import read_arrays
 from eval.extractors import load_extractor
 from eval.features import PART, cache_folder, extract
@@ -161,7 +165,9 @@ def test_no_image_starts_ghostscript(name: str, tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     "head", [b"", b"\0\0\x08\3", struct.pack(">IIII", 0x803, 10**9, 28, 28), struct.pack(">II", 0x8FF, 2)], ids=range(4)
 )
-def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path) -> None:
+def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gan.downloads, "PAUSES", ())
+    monkeypatch.setattr(urllib.request, "urlopen", mock.Mock(side_effect=urllib.error.URLError("no route to host")))
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
