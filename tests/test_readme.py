@@ -13,7 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+import eval.__main__ as evaluation
+from gan import cli
 from tests.conftest import TINY
+from tests.small import scale_down
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -65,10 +68,12 @@ def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
     while "=" in words[0]:
         key, _, value = words.pop(0).partition("=")
         environment[key] = value
-    if words[:4] == ["python", "-m", "eval", "table2"]:  # of runs that were scored by the command further up
+    if words[:4] == ["python", "-m", "eval", "table2"]:  # of runs scored by the command further up, in small
         (score,) = [other for other in COMMANDS if other.startswith("python -m eval score")]
-        scored = run([sys.executable, *shlex.split(score)[1:]], checkout, {})
-        assert scored.communicate(timeout=300)[0] and scored.returncode == 0
+        with pytest.MonkeyPatch.context() as patch:
+            scale_down(patch)
+            patch.chdir(checkout)
+            assert cli.run(lambda: evaluation.main(shlex.split(score)[3:])) == 0
     if words[0] == "python":
         words = [sys.executable, *words[1:]]
         if words[1] == "train.py":

@@ -137,8 +137,8 @@ def test_a_run_killed_at_touches_of_the_disk_goes_on_bit_for_bit(tmp_path: Path,
         assert in_process(train_to_the_end, arguments) == 0
         assert contents(run) == expected, f"killed at touch {at}"
         subprocess.run(["rm", "-r", str(run)], check=True)
-        at += 4
-    assert kills > 20
+        at += 8  # tests/faults/test_kills.py dies at each
+    assert kills > 10
 
 
 @pytest.mark.slow
