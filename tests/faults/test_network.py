@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gan import tracking
-from gan.tracking import WANDB_END, WANDB_START
+from gan import wandb_run
 from tests.conftest import TINY, command
 from tests.faults.servers import WandbServer
 from tests.test_resume import contents
@@ -25,7 +24,7 @@ SETTINGS = ["training.steps=60", "samples.every=20", "checkpoint.every=30"]
 TIMED = """
 import sys, time
 import wandb, train
-import gan.loop, gan.tracking
+import gan.loop, gan.wandb_run
 from gan import cli
 
 spent = {"start": 0.0, "training": 0.0, "end": 0.0}
@@ -41,9 +40,9 @@ def timed(owner, name, part):
     setattr(owner, name, call)
 
 timed(gan.loop, "check_trackers", "start")
-timed(gan.tracking.WandbRun, "__init__", "start")
-timed(gan.tracking.WandbRun, "log", "training")
-timed(gan.tracking.WandbRun, "close", "end")
+timed(gan.wandb_run.WandbRun, "__init__", "start")
+timed(gan.wandb_run.WandbRun, "log", "training")
+timed(gan.wandb_run.WandbRun, "close", "end")
 code = cli.run(lambda: train.main(sys.argv[1:]))
 print("seconds in wandb:", *(f"{part} {seconds:.1f}" for part, seconds in spent.items()), file=sys.stderr)
 sys.exit(code)
@@ -103,9 +102,9 @@ def seconds_in_wandb(errors: str) -> dict[str, float]:
 
 def require_bounds(errors: str) -> None:
     spent = seconds_in_wandb(errors)
-    assert spent["start"] < WANDB_START
+    assert spent["start"] < wandb_run.START
     assert spent["training"] < 5  # 60 records and 4 pictures are handed over, and nothing waits
-    assert spent["end"] < WANDB_END
+    assert spent["end"] < wandb_run.END
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +261,8 @@ def test_wandbs_own_process_standing_still_costs_a_bounded_time_and_changes_noth
 def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_it(
     server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "WANDB_STILL", 2.0)
-    record = tracking.WandbRun(tmp_path, "online", project="msngan")
+    monkeypatch.setattr(wandb_run, "STILL", 2.0)
+    record = wandb_run.WandbRun(tmp_path, "online", project="msngan")
     (core,) = cores(os.getpid())
     core.suspend()
     steps = iter(range(10**6))
@@ -276,8 +275,54 @@ def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_i
     record.log(step + 1, {"d_loss": 0.25})
     record.close()
     assert time.monotonic() - began < 10
-    assert f"To upload it: wandb sync --include-online {tmp_path}/wandb/run-" in capsys.readouterr().err
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    shown = capsys.readouterr().err
+    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert str(offline) in shown
+    # What it could not take before it was killed is lost. With nothing written, it is no part that can be uploaded.
+    assert sent_losses(upload(shown, tmp_path)).items() >= {step: 0.5, step + 1: 0.25}.items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [7, 200])
+def test_a_part_whose_beginning_was_cut_off_by_a_kill_does_not_keep_the_others_from_being_uploaded(
+    size: int, server_here: WandbServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = wandb_run.WandbRun(tmp_path, "offline", project="msngan")
+    first.log(1, {"d_loss": 0.5})
+    first.close()
+    (part,) = (tmp_path / "wandb").glob("offline-run-*")
+    (file,) = part.glob("*.wandb")
+    cut = part.with_name(part.name.replace("offline-run-2", "offline-run-1"))  # some other time
+    cut.mkdir()
+    (cut / file.name).write_bytes(file.read_bytes()[:size])
+    time.sleep(1)  # wandb names parts by the second
+    capsys.readouterr()
+    second = wandb_run.WandbRun(tmp_path, "offline", project="msngan")
+    second.log(2, {"d_loss": 0.25})
+    second.close()
+    shown = capsys.readouterr().err
+    assert str(cut) not in shown
+    assert sent_losses(upload(shown, tmp_path)) == {1: 0.5, 2: 0.25}
+
+
+@pytest.mark.faults
+def test_what_a_killed_process_recorded_offline_is_uploaded_with_the_rest(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with WandbServer() as server:
+        with start(server, tmp_path, "tracking.wandb=offline", "training.steps=100000") as process:
+            wait_for(lambda: lines_of(run) > 50)
+            time.sleep(2)  # a second of the record may be lost, and the training must have saved after it
+            process.kill()
+        last = lines_of(run)
+        with start(server, tmp_path, "tracking.wandb=offline", f"training.steps={last + 30}") as process:
+            _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    expected = losses(run)
+    assert len(expected) == last + 30
+    sent = sent_losses(upload(errors, tmp_path))
+    assert {1, 2, 3, last + 29, last + 30} <= sent.keys()
+    assert sent.items() <= expected.items()
+    assert len(sent) > len(expected) - 200, "more than a second's steps are missing"
 
 
 @pytest.mark.faults
@@ -294,7 +339,7 @@ def test_a_stopped_run_leaves_within_the_bound_when_the_server_hangs(number: int
     print(f"left {took:.1f} s after the signal\n{errors}")
     assert process.returncode == 128 + number
     assert "saved. The same command goes on from there" in errors
-    assert took < WANDB_END
+    assert took < wandb_run.END
     assert sent_losses(upload(errors, tmp_path)) == losses(run)
 
 
@@ -310,5 +355,5 @@ def test_ctrl_c_while_the_start_waits_for_the_server_leaves_within_the_bound(tmp
         took = time.monotonic() - began
     print(f"left {took:.1f} s after the signal\n{errors}")
     assert process.returncode == 130
-    assert took < WANDB_END
+    assert took < wandb_run.END
     assert "error: interrupted." in errors
