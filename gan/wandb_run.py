@@ -121,10 +121,14 @@ class WandbRun:
         except Exception as error:  # noqa: BLE001 (a TimeoutError, or its process was killed)
             reason = f" ({first_line(error)})"
         self._tear_down()
-        if not reason and self._all_sent():
+        if sent := not reason and self._all_sent():
             _marker(self._parts[0]).touch()
         if waiting := self._waiting():
-            missing = "" if self._asked == "offline" else f" Its server has not got all of this run{reason}."
+            missing = f" Its server has not got all of this run{reason}."
+            if sent:
+                missing = " What was recorded before a kill may not be at its server."
+            elif self._asked == "offline":
+                missing = ""
             # Without the flag, what began online is left out.
             command = " ".join(["wandb sync --include-online", *(shlex.quote(str(part.resolve())) for part in waiting)])
             say(f"wandb:{missing} To upload it: {command}")

@@ -306,20 +306,24 @@ def test_a_part_whose_beginning_was_cut_off_by_a_kill_does_not_keep_the_others_f
 
 
 @pytest.mark.faults
-def test_what_a_killed_process_recorded_offline_is_uploaded_with_the_rest(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_what_a_killed_process_recorded_is_uploaded_with_the_rest(mode: str, tmp_path: Path) -> None:
+    run, wandb = tmp_path / "run", f"tracking.wandb={mode}"
     with WandbServer() as server:
-        with start(server, tmp_path, "tracking.wandb=offline", "training.steps=100000") as process:
+        with start(server, tmp_path, wandb, "training.steps=100000") as process:
             wait_for(lambda: lines_of(run) > 50)
-            time.sleep(2)  # a second of the record may be lost, and the training must have saved after it
+            time.sleep(2)  # a second of the record may be lost
             process.kill()
         last = lines_of(run)
-        with start(server, tmp_path, "tracking.wandb=offline", f"training.steps={last + 30}") as process:
+        with start(server, tmp_path, wandb, f"training.steps={last + 30}") as process:
             _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
+    assert ("What was recorded before a kill may not be at its server" in errors) == (mode == "online")
     expected = losses(run)
     assert len(expected) == last + 30
     sent = sent_losses(upload(errors, tmp_path))
+    if mode == "online":  # what the second process has recorded was sent by itself
+        sent |= sent_losses(server)
     assert {1, 2, 3, last + 29, last + 30} <= sent.keys()
     assert sent.items() <= expected.items()
     assert len(sent) > len(expected) - 200, "more than a second's steps are missing"
