@@ -31,7 +31,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     roots of the eigenvalues of R^T S_a R, which is symmetric. R is kept with its Moments, so that a reference's is made
     once. Nothing is added to the diagonals. Some D^3 operations for R^T S_a R and 4/3 D^3 for its eigenvalues.
 
-    Raises ValueError when the two have different dimensions.
+    Raises UserError when the two have different dimensions, or numbers so large that the distance is not finite.
     """
     if a.dimensions != b.dimensions:
         raise UserError(f"statistics of {a.dimensions} and of {b.dimensions} features do not compare: two extractors.")
@@ -42,7 +42,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     eigenvalues = scipy.linalg.eigvalsh(_congruent(a.covariance, b.factor), overwrite_a=True, check_finite=False)
     eigenvalues = eigenvalues[-min(_rank(a), _rank(b)) :].clip(min=0)
     difference = a.mean - b.mean
-    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
+        distance = float(difference @ difference + traces)
+    if not np.isfinite(distance):
+        raise UserError("the Frechet distance is not finite: a statistics file or the extractor's weights are damaged.")
+    return distance
 
 
 def _congruent(covariance: Floats, factor: Floats) -> Floats:

@@ -170,7 +170,9 @@ def _remove_unfinished(root: Path) -> None:
 
 
 def steps(root: Path) -> list[Path]:
-    """The checkpoints' folders below ``root``, oldest first."""
+    """The checkpoints' folders below ``root``, oldest first. Raises UserError where ``root`` is no folder."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: not a folder, as that of checkpoints must be. Restore it from a copy, or remove it.")
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 

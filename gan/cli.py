@@ -3,6 +3,7 @@
 import argparse
 import errno
 import multiprocessing
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -58,6 +59,7 @@ def run(command: Callable[[], int]) -> int:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}.", 2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler shows a traceback where a worker is killed
         for child in multiprocessing.active_children():
             child.kill()  # one that decodes images outlives SIGTERM, and Python would wait for it
         return _fail("interrupted.", 130)

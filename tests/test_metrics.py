@@ -179,6 +179,14 @@ def test_distance_at_infinity_removes_the_bias_of_few_images() -> None:
     assert abs(extrapolated) < plain / 8
 
 
+@pytest.mark.parametrize("mean", [1e160, np.array([0, 1e307, 1e308, -1e308, 0])])
+def test_a_distance_beyond_all_numbers_is_told(mean: float | np.ndarray) -> None:
+    good = moments_of(features(200, 5))
+    for pair in ((good, Moments(mean * np.ones(5), np.eye(5))), (Moments(mean * np.ones(5), np.eye(5)), good)):
+        with pytest.raises(UserError, match="distance is not finite"):
+            frechet_distance(*pair)
+
+
 @pytest.mark.parametrize("score", ["is", "kid", "precision", "infinity"])
 def test_too_few_images_and_numbers_that_are_not_finite_are_told(score: str) -> None:
     def call(values: np.ndarray) -> object:

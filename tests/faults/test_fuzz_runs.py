@@ -84,6 +84,9 @@ FOUND: dict[str, tuple[str, str, Damage]] = {
     "a manifest of the best generator cut off": ("gans", "train", Damage("truncate", "best/checkpoint.json")),
     "no records of a finished training": ("gans", "train", Damage("file", "metrics.jsonl")),
     "no records of a finished classifier": ("classifiers", "train", Damage("file", "metrics.jsonl")),
+    "a file in place of a GAN's checkpoints": ("gans", "train", Damage("file", "checkpoints")),
+    "a file in place of a GAN's checkpoints, sampled": ("gans", "sample", Damage("file", "checkpoints")),
+    "a file in place of a classifier's checkpoints": ("classifiers", "train", Damage("file", "checkpoints")),
 }
 
 

@@ -239,7 +239,9 @@ def test_a_signal_at_any_moment_of_a_start_ends_it_with_one_line_at_most(
                 if "stopped by" in said:
                     assert code == 128 + number
                 elif number == signal.SIGINT:
-                    assert (code, said.splitlines()[-1]) == (130, "error: interrupted."), said
+                    # To a shell both are 130. Python dies by the signal where it came within an exec(), as of dataclasses.
+                    assert code in (130, -signal.SIGINT), said
+                    assert said.splitlines()[-1] == "error: interrupted."
                 else:
                     assert code == -signal.SIGTERM, said
                 counts.append(f"{name} {number.name}")
