@@ -32,7 +32,7 @@ help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
 	@echo "make test       set up, then run all tests (at most 10 minutes on two cores): [JOBS=2]"
 	@echo "make test-fast  the tests that need less than a minute together"
-	@echo "make faults     kill, fill, damage and overload on purpose (long: see docs/faults.md)"
+	@echo "make faults     kill, fill, damage and overload on purpose (half an hour: see docs/faults.md)"
 	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
@@ -60,7 +60,7 @@ test-fast: setup
 	$(TEST) -m "not slow and not faults"
 
 faults: setup
-	$(RUN)/python -m pytest -m faults -v
+	$(TEST) -m faults
 
 # Scores along training show early that the extractor's weights are at hand, and give the report its curves.
 table2: setup
