@@ -6,6 +6,7 @@ import shlex
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import psutil
 
 from gan.errors import UserError, first_line
 from gan.progress import say
+from gan.untrusted import open_regular
 
 Mode = Literal["off", "offline", "online"]
 # Seconds that wandb's server can cost a run at most, whatever it does; while it trains, nothing waits for it.
@@ -122,7 +124,8 @@ class WandbRun:
             reason = f" ({first_line(error)})"
         self._tear_down()
         if sent := not reason and self._all_sent():
-            _marker(self._parts[0]).touch()
+            with suppress(OSError):  # the disk is full: uploaded again, it would be the same
+                _marker(self._parts[0]).touch()
         if waiting := self._waiting():
             missing = f" Its server has not got all of this run{reason}."
             if sent:
@@ -135,14 +138,15 @@ class WandbRun:
 
     def _waiting(self) -> list[Path]:
         """The parts of the run's record that may not be uploaded yet, also those of processes that were killed."""
-        parts = (Path(self._options["dir"]) / "wandb").glob(f"*run-*-{self._options['id']}")
+        parts = (Path(self._options["dir"]) / "wandb").glob(f"*run-*-{escape(self._options['id'])}")
         return sorted(part for part in parts if not _marker(part).exists() and _begins_whole(part))
 
     def _all_sent(self) -> bool:
         """Whether wandb's process met no error: it raises none for what a server refuses or garbles after the start."""
+        if len(self._parts) != 1 or self._parts[0].name.startswith("offline"):
+            return False
         log = self._parts[0] / "logs" / "debug-internal.log"
-        online = len(self._parts) == 1 and not self._parts[0].name.startswith("offline")
-        return online and log.exists() and '"level":"ERROR' not in log.read_text(errors="replace")
+        return log.exists() and '"level":"ERROR' not in log.read_text(errors="replace")
 
     def _tear_down(self) -> None:
         """Ends wandb's process, here and not at the interpreter's end, where it would print a traceback if it was killed."""
@@ -167,7 +171,7 @@ def _begins_whole(part: Path) -> bool:
     It is a log in LevelDB's format: after 7 bytes, each entry has a checksum (4 bytes), its length (2) and its type (1).
     """
     try:
-        with _file(part).open("rb") as file:
+        with open_regular(_file(part)) as file:
             content = file.read(2**17)
     except OSError:
         return False

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -280,6 +281,23 @@ def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_i
     assert str(offline) in shown
     # What it could not take before it was killed is lost. With nothing written, it is no part that can be uploaded.
     assert sent_losses(upload(shown, tmp_path)).items() >= {step: 0.5, step + 1: 0.25}.items()
+
+
+def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = mock.Mock()
+    broken.init.side_effect = RuntimeError("no")
+    monkeypatch.setattr(wandb_run, "library", lambda: broken)
+    (tmp_path / "wandb" / "run-1-x" / "logs").mkdir(parents=True)
+    (tmp_path / "wandb-id").write_text("x")
+    os.mkfifo(tmp_path / "wandb" / "run-1-x" / "run-x.wandb")  # of a stranger: never waited for
+    record = wandb_run.WandbRun(tmp_path, "online")
+    record.log(1, {"d_loss": 0.5})
+    record.close()
+    assert broken.init.call_count == 2, "online, then offline"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: wandb failed (no). Training goes on, recorded in its own files alone."
 
 
 @pytest.mark.slow
