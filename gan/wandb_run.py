@@ -126,15 +126,18 @@ class WandbRun:
         if sent := not reason and self._all_sent():
             with suppress(OSError):  # the disk is full: uploaded again, it would be the same
                 _marker(self._parts[0]).touch()
-        if waiting := self._waiting():
-            missing = f" Its server has not got all of this run{reason}."
-            if sent:
-                missing = " What was recorded before a kill may not be at its server."
-            elif self._asked == "offline":
-                missing = ""
+        waiting = self._waiting()
+        missing = f" Its server has not got all of this run{reason}."
+        if sent:
+            missing = " What was recorded before a kill may not be at its server."
+        elif self._asked == "offline":
+            missing = ""
+        if waiting:
             # Without the flag, what began online is left out.
             command = " ".join(["wandb sync --include-online", *(shlex.quote(str(part.resolve())) for part in waiting)])
             say(f"wandb:{missing} To upload it: {command}")
+        elif self._parts and not sent:  # its process was killed in the first second
+            say(f"wandb:{missing} Nothing of it can be uploaded later; the run's own files have all.")
 
     def _waiting(self) -> list[Path]:
         """The parts of the run's record that may not be uploaded yet, also those of processes that were killed."""

@@ -301,6 +301,22 @@ def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
 
 
 @pytest.mark.slow
+def test_that_nothing_can_be_uploaded_is_told(
+    server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(wandb_run, "STILL", 2.0)
+    record = wandb_run.WandbRun(tmp_path, "online", project="msngan")
+    (core,) = cores(os.getpid())
+    core.suspend()
+    record.close()
+    (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
+    shown = capsys.readouterr().err
+    expected = "To upload it: " if wandb_run._begins_whole(file.parent) else "Nothing of it can be uploaded later"
+    assert "Its server has not got all of this run" in shown
+    assert expected in shown
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 200])
 def test_a_part_whose_beginning_was_cut_off_by_a_kill_does_not_keep_the_others_from_being_uploaded(
     size: int, server_here: WandbServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
