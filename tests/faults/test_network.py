@@ -258,13 +258,20 @@ def test_wandbs_own_process_standing_still_costs_a_bounded_time_and_changes_noth
     assert "Its server has not got all of this run" in errors
 
 
+def begun(folder: Path) -> tuple[wandb_run.WandbRun, psutil.Process]:
+    """A run in this process, and its wandb's own process; that of a test before may still be ending."""
+    others = cores(os.getpid())
+    record = wandb_run.WandbRun(folder, "online", project="msngan")
+    (core,) = [process for process in cores(os.getpid()) if process not in others]
+    return record, core
+
+
 @pytest.mark.slow
 def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_it(
     server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wandb_run, "STILL", 2.0)
-    record = wandb_run.WandbRun(tmp_path, "online", project="msngan")
-    (core,) = cores(os.getpid())
+    record, core = begun(tmp_path)
     core.suspend()
     steps = iter(range(10**6))
     while "Training goes on, recorded offline" not in capsys.readouterr().err:  # until what it can take is full
@@ -305,8 +312,7 @@ def test_that_nothing_can_be_uploaded_is_told(
     server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wandb_run, "STILL", 2.0)
-    record = wandb_run.WandbRun(tmp_path, "online", project="msngan")
-    (core,) = cores(os.getpid())
+    record, core = begun(tmp_path)
     core.suspend()
     record.close()
     (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
