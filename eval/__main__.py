@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _extractor(options: argparse.Namespace, accelerator: Accelerator) -> Extractor:
-    """The network that was asked for. It may have to be downloaded, so what else can be a mistake is looked at before."""
+    """The network that was asked for. It may have to be downloaded: asked for once the runs or the images are found."""
     return on_all_in_turn(accelerator, partial(load_extractor, options.extractor, options.weights, accelerator.device))
 
 
