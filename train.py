@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan import cli, interrupts
+from gan.utils import cli, interrupts
 
 DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
 EXAMPLES = """examples:
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     # These import torch, which takes seconds: not for a mistyped setting.
     with interrupts.importing():
         from eval.scoring import open_evaluation
-        from gan.overview import describe, summary
-        from gan.processes import connected
-        from gan.training import train
+        from gan.runs.summary import describe, summary
+        from gan.training.gan_task import train
+        from gan.utils.distributed import connected
 
     with connected() as accelerator:
         if options.dry_run:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import growth, norms, scoring, steps
-from benchmarks.contest import ROOT
-from benchmarks.lines import HEAD, Line, Suite
-from gan import cli
-from gan.errors import UserError
-from gan.files import write_atomically
-from gan.progress import say
-from gan.runs import computes_in_bf16
+from benchmarks.alternating import ROOT
+from benchmarks.measurements import HEAD, Line, Suite
+from gan.runs.folder import computes_in_bf16
+from gan.utils import cli
+from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
+from gan.utils.progress import say
 
 PARTS: dict[str, Callable[[Suite], list[Line]]] = {
     "steps": steps.lines,

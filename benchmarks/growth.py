@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.contest import ROOT, Case, Contestant, Timing, compete
-from benchmarks.lines import Line, Suite, made_up, zipped
+from benchmarks.alternating import ROOT, Case, Contestant, Timing, compete
+from benchmarks.measurements import Line, Suite, made_up, zipped
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
 from eval.protocols import Reference, measure
 from gan.config import load_config
-from gan.data import BatchStream, Share, load_images
-from gan.runs import resolve
-from gan.settings import Data
-from gan.updates import train_step
+from gan.data.datasets import BatchStream, Share, load_images
+from gan.runs.folder import resolve
+from gan.training.gan_step import train_step
+from gan.utils.settings import Data
 
 
 class _Noise:

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contest import Case, Contestant, compete
-from benchmarks.lines import Line, Suite
+from benchmarks.alternating import Case, Contestant, compete
+from benchmarks.measurements import Line, Suite
 from benchmarks.plain import NaiveMeanSpectralNorm
 from benchmarks.steps import discriminator_like
-from gan.losses import discriminator_loss
-from gan.norms import SpectralNorm, iterate_spectral_norms
-from gan.runs import computes_in_bf16
-from gan.updates import score
-from study.networks import BUILDERS
+from gan.models.losses import discriminator_loss
+from gan.models.norms import SpectralNorm, iterate_spectral_norms
+from gan.runs.folder import computes_in_bf16
+from gan.training.gan_step import score
+from study.models import BUILDERS
 from study.tables import MODEL_NAMES
 
 NAMES = {"batch": "BN", "spectral": "SN", "mean_spectral": "MSN", "naive": "MSN, word for word"}

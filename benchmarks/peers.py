@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import peak_memory
+from benchmarks.alternating import peak_memory
 
 
 def random_inception_weights(path: Path) -> Path:
@@ -51,7 +51,7 @@ def random_inception_weights(path: Path) -> Path:
     return path
 
 
-# glibc's own way to set what gan/allocator.py sets: the programs compute the same, in two thirds of the time.
+# glibc's own way to set what gan/utils/memory.py sets: the programs compute the same, in two thirds of the time.
 KEEP_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 

@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.contest import ROOT
+from benchmarks.alternating import ROOT
 from benchmarks.steps import prepare
 from gan.config import load_config
-from gan.updates import train_step
+from gan.training.gan_step import train_step
 
 CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
 

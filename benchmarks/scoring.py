@@ -10,11 +10,11 @@ import numpy as np
 
 import eval.__main__ as program
 from benchmarks import peers
-from benchmarks.contest import ROOT, Case, Contestant, compete
-from benchmarks.lines import Line, Suite
+from benchmarks.alternating import ROOT, Case, Contestant, compete
+from benchmarks.measurements import Line, Suite
 from eval.protocols import PROTOCOLS, Protocol
 from eval.statistics import Moments, factored, moments_of
-from gan import cli
+from gan.utils import cli
 
 D = 2048
 

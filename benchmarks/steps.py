@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.contest import Case, Contestant, compete
-from benchmarks.lines import Line, Suite
+from benchmarks.alternating import Case, Contestant, compete
+from benchmarks.measurements import Line, Suite
 from gan.config import Config, load_config
-from gan.data import BatchStream, Share, load_images
-from gan.health import Watch
-from gan.losses import discriminator_loss, generator_loss
-from gan.networks import Discriminator, Generator
-from gan.norms import SpectralNorm
-from gan.processes import make_accelerator
-from gan.runs import computes_in_bf16, resolve
-from gan.updates import GanJob, Players, build_players, score, train_step
+from gan.data.datasets import BatchStream, Share, load_images
+from gan.models.dcgan import Discriminator, Generator
+from gan.models.losses import discriminator_loss, generator_loss
+from gan.models.norms import SpectralNorm
+from gan.runs.folder import computes_in_bf16, resolve
+from gan.training.gan_step import GanJob, Players, build_players, score, train_step
+from gan.training.health import Watch
+from gan.utils.distributed import make_accelerator
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
 SHORT = {"spectral": "SN", "mean_spectral": "MSN"}

@@ -8,25 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gan import interrupts
+from gan.utils import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # what follows takes seconds to import
 
 from accelerate import Accelerator
 
-from eval import metrics, results, scoring, words
+from eval import formatting, metrics, scoring, table2_data
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, extract, parts
-from eval.images import open_images
+from eval.image_sets import open_images
 from eval.protocols import PROTOCOLS, compare
-from eval.report import write_report
 from eval.statistics import Accumulator, Moments, moments_of, save_moments
-from gan import cli
-from gan.errors import UserError
-from gan.generators import load_generator
-from gan.processes import connected, on_all, on_all_in_turn, on_main
-from gan.progress import say
+from eval.table2_report import write_report
+from gan.inference.generator import load_generator
+from gan.utils import cli
+from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main
+from gan.utils.errors import UserError
+from gan.utils.progress import say
 
 EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
@@ -96,7 +96,7 @@ def _parser() -> cli.Parser:
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.command == "table2":
-        table = results.collect(options.runs, options.extractor)
+        table = table2_data.collect(options.runs, options.extractor)
         try:
             write_report(table, options.out)
         except OSError as error:
@@ -139,7 +139,7 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
         records = scoring.score_generator(generator, judges[data], wanted, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
-                print(json.dumps(record, sort_keys=True) if options.json else words.describe(str(path), record))
+                print(json.dumps(record, sort_keys=True) if options.json else formatting.describe(str(path), record))
 
 
 def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -182,7 +182,7 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     if options.json:
         print(json.dumps(found, sort_keys=True))
         return
-    print(words.describe_comparison(found))
+    print(formatting.describe_comparison(found))
 
 
 def _identity_of(side: tuple[Features | None, Moments | None]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gan.downloads import alone_in, download, has_checksum
-from gan.errors import UserError, first_line
-from gan.pickles import load_tensors
-from gan.progress import say
-from gan.untrusted import read_file
+from gan.utils.downloads import alone_in, download, has_checksum
+from gan.utils.errors import UserError, first_line
+from gan.utils.progress import say
+from gan.utils.safe_reading import read_file
+from gan.utils.tensor_files import load_tensors
 
 Floats = NDArray[np.float32]
 _MOST_BYTES = 2**29  # of weights; Inception's have 95 MB

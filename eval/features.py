@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.arrays import read_arrays
 from eval.extractors import Extractor, Floats
-from gan.errors import UserError
-from gan.files import cache_root, remove_unfinished, write_atomically
-from gan.progress import Progress, say
+from eval.npz import read_arrays
+from gan.utils.errors import UserError
+from gan.utils.files import cache_root, remove_unfinished, write_atomically
+from gan.utils.progress import Progress, say
 
 T = TypeVar("T")
 Part: TypeAlias = dict[str, Floats]  # features and logits of some images
-BATCH = 64  # images in one pass of the network: also as many as the generator makes at once, see gan/sampling.py
+BATCH = 64  # images in one pass of the network: also as many as the generator makes at once, see gan/inference/sampling.py
 PART = 16 * BATCH  # images that are lost when an extraction is stopped
 _MOST_BYTES = 2**27  # of the features or logits of a part: 32,768 of each image
 FORMAT = 2  # of kept features: another number when the same images give other ones

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.statistics import Accumulator, Moments
-from gan.errors import UserError
+from gan.utils.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 # torch-fidelity's, so that the same features in the same order give its numbers.

@@ -16,7 +16,7 @@ from eval.metrics import (
     precision_recall,
 )
 from eval.statistics import Accumulator, Moments, factored, moments_of
-from gan.errors import UserError
+from gan.utils.errors import UserError
 
 Result = dict[str, Any]
 

@@ -15,21 +15,21 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval import comparability, protocols
+from eval import comparison_keys, protocols
 from eval.extractors import Extractor, load_extractor
 from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget, hold
-from eval.images import DATASETS, QUANTISATION, GeneratedImages, StoredImages, data_of
+from eval.image_sets import DATASETS, QUANTISATION, GeneratedImages, StoredImages, data_of
 from eval.protocols import PROTOCOLS, Protocol, Reference, Result
 from eval.statistics import Moments, load_moments
-from gan import scores
 from gan.config import Config
-from gan.data import Images, load_images
-from gan.errors import UserError
-from gan.files import write_atomically
-from gan.generators import TrainedGenerator
-from gan.processes import on_all, on_all_in_turn, on_main
-from gan.scores import Score
-from gan.untrusted import MAX_JSON, parse_json, read_file
+from gan.data.datasets import Images, load_images
+from gan.inference.generator import TrainedGenerator
+from gan.runs import scores
+from gan.runs.scores import Score
+from gan.utils.distributed import on_all, on_all_in_turn, on_main
+from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
+from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
 
@@ -130,7 +130,7 @@ class Judge:
                 "versions": versions(),
             }
             result = protocols.score(features, self.reference, protocol, self.floor(protocol), provenance)
-            return {"step": step, "source": source, "series": comparability.series(result["provenance"]), **result}
+            return {"step": step, "source": source, "series": comparison_keys.series(result["provenance"]), **result}
 
         return self.team.only_main(record)
 

@@ -12,10 +12,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from eval.arrays import read_arrays
-from gan.errors import UserError
-from gan.files import write_atomically
-from gan.untrusted import parse_json
+from eval.npz import read_arrays
+from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
+from gan.utils.safe_reading import parse_json
 
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gan.generators import TrainedGenerator, load_generator
+    from gan.inference.generator import TrainedGenerator, load_generator
 
 __all__ = ["TrainedGenerator", "load_generator"]
 
@@ -11,7 +11,7 @@ __all__ = ["TrainedGenerator", "load_generator"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: torch takes seconds, and a mistyped setting should be told at once.
     if name in __all__:
-        from gan import generators
+        from gan.inference import generator
 
-        return getattr(generators, name)
+        return getattr(generator, name)
     raise AttributeError(f"module 'gan' has no attribute {name!r}")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan import interrupts
+from gan.utils import interrupts
 
 if __name__ == "__main__":
     interrupts.end_at_once()  # what follows takes seconds to import
@@ -13,13 +13,15 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from gan import checkpoints, cli, sampling
-from gan.decoding import MAX_FILE_BYTES, decode
-from gan.errors import UserError, first_line
-from gan.files import write_atomically
-from gan.generators import TrainedGenerator, export, load_generator
-from gan.progress import say
-from gan.untrusted import read_file
+from gan.data.decoding import MAX_FILE_BYTES, decode
+from gan.inference import sampling
+from gan.inference.generator import TrainedGenerator, export, load_generator
+from gan.runs import checkpoints
+from gan.utils import cli
+from gan.utils.errors import UserError, first_line
+from gan.utils.files import write_atomically
+from gan.utils.progress import say
+from gan.utils.safe_reading import read_file
 
 EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out grid.png --count 64 --seed 0

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from gan import settings
-from gan.settings import Batches, Health, Norm, Require, Settings, require_numbers, requirer
+from gan.utils import settings
+from gan.utils.settings import Batches, Health, Norm, Require, Settings, require_numbers, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
@@ -145,7 +145,7 @@ class Config(Settings):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A GAN's settings: see ``gan.settings.load``."""
+    """A GAN's settings: see ``gan.utils.settings.load``."""
     return settings.load(Config, path, overrides)
 
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan import cli, interrupts
-from gan.errors import UserError
+from gan.utils import cli, interrupts
+from gan.utils.errors import UserError
 
 EXAMPLES = """examples:
   python -m study train --config configs/study/digits_cnn3.yaml model.norm=spectral run.name=digits_sn
@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   python -m study figures runs/study --out figures
   python -m study speed --out tables
 
-The same command again goes on where it was stopped. All settings, with their meaning: study/config.py and gan/settings.py.
+The same command again goes on where it was stopped. All settings, with their meaning: study/config.py and gan/utils/settings.py.
 """
 NORMS = ("batch", "spectral", "mean_spectral")
 RATES = (0.1, 0.001, 0.0001)  # the paper's
@@ -96,8 +96,8 @@ def _train(options: argparse.Namespace) -> int:
 
     config = load_study(options.config, options.overrides)
     with interrupts.importing():
-        from gan.processes import connected
-        from study.classifier import describe, summary, train
+        from gan.utils.distributed import connected
+        from study.classifier_task import describe, summary, train
 
     with connected() as accelerator:
         if options.dry_run:
@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     with interrupts.importing():
-        from gan.processes import connected
+        from gan.utils.distributed import connected
         from study.sweep import Grid, readable, sweep
         from study.tables import accuracy_table
 

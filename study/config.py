@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from gan import settings
-from gan.settings import Batches, Data, Norm, Settings, require_numbers, requirer
-from study.networks import ModelName, Variant
+from gan.utils import settings
+from gan.utils.settings import Batches, Data, Norm, Settings, require_numbers, requirer
+from study.models import ModelName, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +98,5 @@ class Study(Settings):
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """A classifier's settings: see ``gan.settings.load``."""
+    """A classifier's settings: see ``gan.utils.settings.load``."""
     return settings.load(Study, path, overrides)

@@ -5,11 +5,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gan import keyed
-from gan.data import Images
-from gan.errors import UserError
-from gan.settings import Data
-from gan.sources import Source, image_channels, open_source, part_of
+from gan.data.datasets import Images
+from gan.data.sources import Source, image_channels, open_source, part_of
+from gan.utils import keyed_random
+from gan.utils.errors import UserError
+from gan.utils.settings import Data
 from study.config import LabelledData
 
 _CHOICE = 0  # seed of what is drawn once for all runs: which images are held out, and which are left when only some are used
@@ -53,7 +53,7 @@ def training_images(data: LabelledData) -> LabelledImages:
 
 
 def _shuffled(count: int) -> NDArray[np.int64]:
-    return keyed.permutation(_CHOICE, "choice", 0, count)
+    return keyed_random.permutation(_CHOICE, "choice", 0, count)
 
 
 def _apart(count: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from gan.errors import UserError
-from gan.files import make_folder, write_atomically
+from gan.utils.errors import UserError
+from gan.utils.files import make_folder, write_atomically
 from study.probes import THRESHOLDS
 from study.results import Record, Result, Row, rows
 from study.tables import MODEL_NAMES, NORM_NAMES, data_name

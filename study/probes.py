@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan.errors import TrainingDivergedError
-from gan.loop import due
+from gan.training.loop import due
+from gan.utils.errors import TrainingDivergedError
 from study.config import Probes
-from study.networks import Weighted, weighted_layers
+from study.models import Weighted, weighted_layers
 
 PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # of the 100 of DenseNet-BC
 THRESHOLDS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)

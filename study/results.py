@@ -8,13 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gan.checkpoints import MANIFEST
-from gan.errors import UserError
-from gan.files import write_atomically
-from gan.runs import is_run
-from gan.settings import MAX_BYTES, flatten, load
-from gan.tracking import METRICS, PROBES
-from gan.untrusted import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
+from gan.runs.checkpoints import MANIFEST
+from gan.runs.folder import is_run
+from gan.runs.loggers import METRICS, PROBES
+from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
+from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
+from gan.utils.settings import MAX_BYTES, flatten, load
 from study.config import Study
 
 FAILED = "failed.json"

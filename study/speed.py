@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gan.files import make_folder, write_atomically
-from gan.progress import follow
-from study.networks import ModelName, build_classifier, find_gradients
+from gan.utils.files import make_folder, write_atomically
+from gan.utils.progress import follow
+from study.models import ModelName, build_classifier, find_gradients
 from study.tables import MODEL_NAMES, NORM_NAMES, NORMS, csv_text
 
 PUBLISHED = {"spectral": 27.0, "mean_spectral": 16.0}  # percent faster than BN

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from gan import cli
-from gan.checkpoints import folder_of
-from gan.errors import TrainingDivergedError, UserError
-from gan.processes import AgreedError, on_main
-from gan.progress import say
-from gan.runs import is_run
-from gan.settings import differences, keep_resolved
-from study.classifier import train
+from gan.runs.checkpoints import folder_of
+from gan.runs.folder import is_run
+from gan.utils import cli
+from gan.utils.distributed import AgreedError, on_main
+from gan.utils.errors import TrainingDivergedError, UserError
+from gan.utils.progress import say
+from gan.utils.settings import differences, keep_resolved
+from study.classifier_task import train
 from study.config import Study, load_study
 from study.results import Result, read_run
 

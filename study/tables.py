@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gan.files import make_folder, write_atomically
-from gan.networks import Discriminator, trainable_parameters
-from study.networks import cnn3, densenet_bc, vgg7
+from gan.models.dcgan import Discriminator, trainable_parameters
+from gan.utils.files import make_folder, write_atomically
+from study.models import cnn3, densenet_bc, vgg7
 from study.results import Result, Row, rows
 
 NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}

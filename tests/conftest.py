@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 
 import train as program
-from gan import cli
+from gan.utils import cli
 
 # Torch compiles kernels at the first call, so a time limit on single examples would only measure that.
 settings.register_profile("msngan", deadline=None, max_examples=40, derandomize=True)

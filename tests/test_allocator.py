@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource, sys
-from gan.allocator import keep_large_blocks
+from gan.utils.memory import keep_large_blocks
 kept = keep_large_blocks()
 def page_faults():
     for _ in range(20):

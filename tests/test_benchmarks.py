@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import norms, scaling, steps
 from benchmarks.__main__ import MARKS, main
-from benchmarks.contest import ROOT, Case, Contestant, Timing, compete
-from benchmarks.lines import Line, made_up
-from gan import cli
+from benchmarks.alternating import ROOT, Case, Contestant, Timing, compete
+from benchmarks.measurements import Line, made_up
+from gan.utils import cli
 
 HERE = "tests.test_benchmarks"
 

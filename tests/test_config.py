@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gan.config import Config, Optimizer, Training, load_config
-from gan.errors import UserError
-from gan.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
+from gan.utils.errors import UserError
+from gan.utils.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 

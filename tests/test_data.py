@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from gan import keyed, sources
 from gan.config import Config, Training
-from gan.data import BatchStream, Images, Share, load_images
-from gan.decoding import MAX_FILE_BYTES
-from gan.errors import UserError
-from gan.settings import Data
+from gan.data import sources
+from gan.data.datasets import BatchStream, Images, Share, load_images
+from gan.data.decoding import MAX_FILE_BYTES
+from gan.utils import keyed_random
+from gan.utils.errors import UserError
+from gan.utils.settings import Data
 
 CPU = torch.device("cpu")
 
@@ -233,7 +234,7 @@ def test_without_a_network_the_error_names_the_place(name: str, tmp_path: Path, 
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr("gan.downloads.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("gan.utils.downloads.PAUSES", (0.0, 0.0))
     with pytest.raises(UserError, match=rf"not found at {tmp_path}.*could not be downloaded.*Put .* there") as caught:
         load_images(Data(name=name, path=str(tmp_path)))
     assert "\n" not in str(caught.value)
@@ -295,20 +296,20 @@ def test_pixels_become_minus_one_to_one() -> None:
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 100), st.integers(1, 20), st.integers(1, 9))
 def test_a_slice_of_keyed_numbers_is_the_slice_of_all(seed: int, start: int, count: int, width: int) -> None:
-    whole = keyed.normal(seed, "test", 0, start + count, width)
-    assert np.array_equal(keyed.normal(seed, "test", start, count, width), whole[start:])
-    assert not np.array_equal(keyed.normal(seed, "other", start, count, width), whole[start:])
+    whole = keyed_random.normal(seed, "test", 0, start + count, width)
+    assert np.array_equal(keyed_random.normal(seed, "test", start, count, width), whole[start:])
+    assert not np.array_equal(keyed_random.normal(seed, "other", start, count, width), whole[start:])
 
 
 def test_keyed_numbers_have_their_distributions() -> None:
     from scipy.stats import kstest
 
-    assert kstest(keyed.normal(1, "test", 0, 2000, 7).ravel(), "norm").pvalue > 0.01
-    numbers = keyed.uniform(1, "test", 0, 20000)
+    assert kstest(keyed_random.normal(1, "test", 0, 2000, 7).ravel(), "norm").pvalue > 0.01
+    numbers = keyed_random.uniform(1, "test", 0, 20000)
     assert kstest(numbers.ravel(), "uniform").pvalue > 0.01
     assert numbers.min() > 0
     assert numbers.max() <= 1
-    assert abs(np.corrcoef(keyed.normal(1, "test", 0, 5000, 4).T) - np.eye(4)).max() < 0.06
+    assert abs(np.corrcoef(keyed_random.normal(1, "test", 0, 5000, 4).T) - np.eye(4)).max() < 0.06
 
 
 def test_real_cifar10_and_mnist_are_read(data_folder: Path) -> None:

@@ -15,7 +15,7 @@ from eval.extractors import EXTRACTORS, INCEPTION_FILES, Extractor, load_extract
 from eval.metrics import frechet_distance
 from eval.statistics import moments_of
 from gan.config import Evaluation
-from gan.errors import UserError
+from gan.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr("gan.downloads.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("gan.utils.downloads.PAUSES", (0.0, 0.0))
     return tmp_path / "hub" / "checkpoints"
 
 

@@ -10,10 +10,10 @@ from PIL import Image
 from eval import features as module
 from eval import scoring
 from eval.features import PART, cache_folder, extract, forget
-from eval.images import StoredImages, data_of
-from gan.data import load_images
-from gan.errors import UserError
-from gan.processes import connected
+from eval.image_sets import StoredImages, data_of
+from gan.data.datasets import load_images
+from gan.utils.distributed import connected
+from gan.utils.errors import UserError
 from tests.small import SmallImages, small_extractor
 from tests.workers import run_together
 
@@ -152,6 +152,6 @@ def test_a_second_process_waits_for_the_first(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_batch_holds_as_many_images_as_the_generator_makes_at_once() -> None:
-    from gan.sampling import CHUNK
+    from gan.inference.sampling import CHUNK
 
     assert module.BATCH == CHUNK

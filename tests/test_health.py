@@ -10,11 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gan import checkpoints, training
-from gan.errors import TrainingDivergedError
-from gan.health import Watch, relative_spread, spread, steps_at_chance
-from gan.losses import discriminator_loss
-from gan.processes import make_accelerator
+from gan.models.losses import discriminator_loss
+from gan.runs import checkpoints
+from gan.training import gan_task
+from gan.training.health import Watch, relative_spread, spread, steps_at_chance
+from gan.utils.distributed import make_accelerator
+from gan.utils.errors import TrainingDivergedError
 from tests.conftest import command
 from tests.workers import run_together
 
@@ -126,7 +127,7 @@ def test_what_went_wrong_is_named_in_the_trackers_too(tiny: Tiny, tmp_path: Path
 def test_samples_that_are_all_alike_are_named_and_recorded(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "WARM_UP", 2)
+    monkeypatch.setattr(gan_task, "WARM_UP", 2)
     still = ["optimizer.g_lr=1e-12", "model.generator.norm=none", "samples.every=2", "training.steps=4"]
     assert command(tiny(*still, "model.init_std=1e-3")) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "the generator has collapsed" in line]
@@ -149,6 +150,6 @@ def test_spread_is_numpys_deviation_and_zero_for_copies(count: int, seed: int) -
 
 def test_nothing_is_hidden_by_nan_to_num() -> None:
     root = Path(__file__).parent.parent
-    sources = [path for folder in ("gan", "eval", "study") for path in (root / folder).glob("*.py")]
+    sources = [path for folder in ("gan", "eval", "study") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 40
     assert not [path for path in sources if "nan_to_num" in path.read_text()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gan.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
+from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
 
 ONE, TWO = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.0])
 

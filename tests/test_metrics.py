@@ -15,7 +15,7 @@ from eval.metrics import (
     precision_recall,
 )
 from eval.statistics import Moments, factored, moments_of
-from gan.errors import UserError
+from gan.utils.errors import UserError
 
 
 def features(count: int, dimensions: int, seed: int = 0, scale: float = 1.0, shift: float = 0.0) -> np.ndarray:

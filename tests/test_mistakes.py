@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import gan.__main__
-from gan import cli
+from gan.utils import cli
 from tests.conftest import command
 
 Tiny = Callable[..., list[str]]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gan.networks import Discriminator, Generator, trainable_parameters
+from gan.models.dcgan import Discriminator, Generator, trainable_parameters
 
 NORMS = ["none", "batch", "spectral", "mean_spectral"]
 

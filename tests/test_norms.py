@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gan.norms import (
+from gan.models.norms import (
     BatchNorm,
     Centring,
     MeanSpectralNorm,

@@ -10,7 +10,7 @@ from PIL import Image
 
 import eval.__main__ as program
 from benchmarks import peers
-from gan import cli
+from gan.utils import cli
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gan import data
-from gan.data import load_images
-from gan.errors import UserError
-from gan.settings import Data
+from gan.data import datasets
+from gan.data.datasets import load_images
+from gan.utils.errors import UserError
+from gan.utils.settings import Data
 
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zip of five images whose reading counts as long, and a cache of its own."""
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "_WORTH_KEEPING", -1.0)
+    monkeypatch.setattr(datasets, "_WORTH_KEEPING", -1.0)
     return archive_of(tmp_path / "images.zip", 0)
 
 
@@ -83,9 +83,9 @@ def test_a_cache_that_cannot_be_written_only_costs_time(archive: Path, tmp_path:
 def test_workers_decode_the_same_and_tell_a_mistake_as_one_process_does(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(data, "_WORTH_WORKERS", 1)
-    monkeypatch.setattr(data, "_READ_TOGETHER", 2)
-    monkeypatch.setattr(data, "_WORTH_KEEPING", 1e9)
+    monkeypatch.setattr(datasets, "_WORTH_WORKERS", 1)
+    monkeypatch.setattr(datasets, "_READ_TOGETHER", 2)
+    monkeypatch.setattr(datasets, "_WORTH_KEEPING", 1e9)
     state = torch.get_rng_state()
     images = load_images(Data(name="folder", path=str(archive)))
     alone, together = (images.to_memory(lambda items, _total, _what: items, workers) for workers in (0, 2))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import eval.__main__ as evaluation
-from gan import cli
+from gan.utils import cli
 from tests.conftest import TINY
 from tests.small import scale_down
 

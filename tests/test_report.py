@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from eval import __main__ as program
-from eval import protocols, results
+from eval import protocols, table2_data
 from eval.features import Features
 from eval.protocols import Reference
-from eval.report import PUBLISHED, markdown, write_report
-from gan import cli, scores
+from eval.table2_report import PUBLISHED, markdown, write_report
 from gan.config import load_config
+from gan.runs import scores
+from gan.utils import cli
 from tests.small import PAPER, QUICK
 
 Make = Callable[..., Path]
@@ -33,7 +34,7 @@ def make(finished_run: Path, tmp_path: Path) -> Make:
         folder = tmp_path / "runs" / name
         shutil.copytree(finished_run, folder)
         changed = load_config(folder / "config.yaml", [*settings, f"seed={seed}", f"run.name={name}"])
-        from gan.settings import to_yaml
+        from gan.utils.settings import to_yaml
 
         (folder / "config.yaml").write_text(to_yaml(changed))
         draw = np.random.RandomState(seed)
@@ -106,7 +107,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(make: Make
 
 def test_published_numbers_stand_only_beside_cifar10_under_the_literatures_network(make: Make) -> None:
     def text(*arguments: object, **keywords: str) -> str:
-        return markdown(results.collect([make(*arguments, **keywords)]))  # type: ignore[arg-type]
+        return markdown(table2_data.collect([make(*arguments, **keywords)]))  # type: ignore[arg-type]
 
     cifar, weights = ["data.name=cifar10", "data.channels=3"], "6726825d0af5"
     known = text("a", *MSN, *cifar, extractor="inception", weights=weights)
@@ -191,16 +192,16 @@ def test_curves_are_of_the_tables_extractor(make: Make) -> None:
     foreign = [r for r in scores.read(make("b", *SN, extractor="inception")) if r["protocol"] == "quick"]
     for step in range(9):  # an extractor that only watched the training, with more points
         scores.append(run, {**foreign[0], "source": "training", "step": step})
-    table = results.collect([run])
+    table = table2_data.collect([run])
     assert table.extractor["extractor"] == "efficientnet-lite0"
     assert [point.step for point in table.rows[0].runs[0].curve] == [0, 4]
 
 
 def test_a_label_from_a_configuration_is_escaped(make: Make, tmp_path: Path) -> None:
     assert table2(make("a", *SN, "tracking.wandb_project='<script>alert(1)</script>'"), "--out", tmp_path / "t") == 0
-    table = results.collect([tmp_path / "runs" / "a"])
-    hostile = results.Row("<script>alert(1)</script>", table.rows[0].runs)
-    write_report(results.Table(**{**vars(table), "rows": [hostile]}), tmp_path / "t")
+    table = table2_data.collect([tmp_path / "runs" / "a"])
+    hostile = table2_data.Row("<script>alert(1)</script>", table.rows[0].runs)
+    write_report(table2_data.Table(**{**vars(table), "rows": [hostile]}), tmp_path / "t")
     assert "<script" not in (tmp_path / "t" / "table2.html").read_text()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gan import checkpoints
+from gan.runs import checkpoints
 from tests.conftest import command
 from tests.workers import in_process, run_together, train_and_die, train_here, train_to_the_end
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gan.__main__
-from gan import cli, load_generator, sampling
-from gan.sampling import grid, latents, slerp, to_uint8
+from gan import load_generator
+from gan.inference import sampling
+from gan.inference.sampling import grid, latents, slerp, to_uint8
+from gan.utils import cli
 
 
 def program(*arguments: object) -> int:

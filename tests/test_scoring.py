@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 
 from eval import __main__ as program
-from eval import protocols, words
+from eval import formatting, protocols
 from eval.features import Features
 from eval.protocols import PROTOCOLS, Protocol, Reference, measure
-from gan import cli, load_generator, scores
+from gan import load_generator
 from gan.config import Evaluation
-from gan.errors import UserError
+from gan.runs import scores
+from gan.utils import cli
+from gan.utils.errors import UserError
 from tests.conftest import command
 from tests.small import scale_down
 from tests.test_resume import contents
@@ -207,7 +209,7 @@ def test_the_score_is_that_of_the_images_that_sample_writes(
 def test_an_interrupted_scoring_goes_on_and_leaves_nothing_in_the_cache(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gan import sampling
+    from gan.inference import sampling
 
     monkeypatch.setattr("eval.features.PART", 64)
     render, made = sampling.render, 0
@@ -476,6 +478,6 @@ def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
 
 def test_words_of_a_score_name_its_floor(run: Path) -> None:
     (record,) = score(run)
-    text = words.describe("run", record)
+    text = formatting.describe("run", record)
     assert "real:" in text
     assert "3 x 40 against" in text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.statistics import Accumulator, Moments, load_moments, moments_of, save_moments
-from gan.errors import UserError
+from gan.utils.errors import UserError
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=8), st.integers(1, 6), st.floats(-1e3, 1e3), st.integers(0, 99))

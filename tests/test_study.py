@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from gan import cli
-from gan.errors import UserError
-from gan.norms import BatchNorm, SpectralNorm
-from gan.processes import make_accelerator
-from gan.settings import set_value
+from gan.models.norms import BatchNorm, SpectralNorm
+from gan.utils import cli
+from gan.utils.distributed import make_accelerator
+from gan.utils.errors import UserError
+from gan.utils.settings import set_value
 from study import speed
 from study import sweep as sweeping
 from study.__main__ import main
-from study.classifier import ClassifierWork, step_after
+from study.classifier_task import ClassifierWork, step_after
 from study.config import LabelledData, Probes, Study, load_study
 from study.data import training_images
-from study.networks import build_classifier, densenet_bc, loss_of, weighted_layers
+from study.models import build_classifier, densenet_bc, loss_of, weighted_layers
 from study.probes import Prober
 from study.results import Result, read_run, read_runs, rows
 from study.tables import accuracy_table, best, cells, count_rows

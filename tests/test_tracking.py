@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gan.errors import UserError
-from gan.tracking import Tracker, last_values, truncate_metrics
+from gan.runs.loggers import Tracker, last_values, truncate_metrics
+from gan.utils.errors import UserError
 from tests.conftest import command
 
 Tiny = Callable[..., list[str]]
@@ -85,7 +85,7 @@ def test_wandb_offline_keeps_the_run_without_a_network(tiny: Tiny, tmp_path: Pat
 def test_a_tracker_that_is_not_installed_is_an_error(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gan.tracking.find_spec", lambda _name: None)
+    monkeypatch.setattr("gan.runs.loggers.find_spec", lambda _name: None)
     for setting, name in (("tracking.wandb=offline", "wandb"), ("tracking.tensorboard=true", "TensorBoard")):
         assert command(tiny(setting)) == 2
         assert f"{name} is not installed" in capsys.readouterr().err

@@ -14,11 +14,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.steps import prepare
-from gan import checkpoints
 from gan.config import Config, load_config
-from gan.data import BatchStream, load_images
-from gan.settings import Data, set_value
-from gan.updates import GanJob, Players, build_players, score, train_step, update_average, update_discriminator, update_generator
+from gan.data.datasets import BatchStream, load_images
+from gan.runs import checkpoints
+from gan.training.gan_step import (
+    GanJob,
+    Players,
+    build_players,
+    score,
+    train_step,
+    update_average,
+    update_discriminator,
+    update_generator,
+)
+from gan.utils.settings import Data, set_value
 from tests.conftest import TINY, command
 from train import DEFAULT
 
@@ -220,7 +229,7 @@ def test_fp64_trains_and_samples(tiny: Tiny) -> None:
 
 
 def test_a_machine_without_git_trains(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan.runs.shutil.which", lambda _name: None)
+    monkeypatch.setattr("gan.runs.folder.shutil.which", lambda _name: None)
     assert command(tiny("training.steps=1")) == 0
     assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
 

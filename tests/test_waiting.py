@@ -9,8 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gan.health import Watch
-from gan.updates import train_step
+from gan.training.gan_step import train_step
+from gan.training.health import Watch
 from tests.conftest import command
 from tests.test_training import start
 

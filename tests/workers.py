@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import gan.__main__
-import gan.checkpoints
-import gan.files
+import gan.runs.checkpoints
+import gan.utils.files
 import study.__main__
 import train as program
 from benchmarks.steps import prepare
@@ -25,15 +25,15 @@ from eval import __main__ as scoring
 from eval import features
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
-from gan import cli
 from gan.config import Config, load_config
-from gan.updates import train_step
+from gan.training.gan_step import train_step
+from gan.utils import cli
 from tests.small import QUICK, scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tests.workers", "gan.training", "eval.scoring", "study.sweep", "study.tables", "sklearn.datasets"]
+    ["tests.workers", "gan.training.gan_task", "eval.scoring", "study.sweep", "study.tables", "sklearn.datasets"]
 )
 
 
@@ -162,7 +162,7 @@ def _die_at_touch(at: int, moments: Path | None) -> None:
 
         return call
 
-    write_synced, write_bytes, open_path = gan.checkpoints.write_synced, Path.write_bytes, Path.open
+    write_synced, write_bytes, open_path = gan.runs.checkpoints.write_synced, Path.write_bytes, Path.open
 
     def half(path: Path, *content: bytes | memoryview) -> None:
         if reached("half of", path):
@@ -204,7 +204,7 @@ def _die_at_touch(at: int, moments: Path | None) -> None:
         file = open_path(path, mode, *args, **kwargs)
         return Appended(file, path) if "a" in mode and path.suffix == ".jsonl" else file
 
-    gan.checkpoints.write_synced = gan.files.write_synced = write_half
+    gan.runs.checkpoints.write_synced = gan.utils.files.write_synced = write_half
     Path.write_bytes, Path.open = write_half_bytes, open_appended  # type: ignore[method-assign,assignment]
     zipfile.ZipFile.writestr = deadly(zipfile.ZipFile.writestr)  # type: ignore[method-assign]
     for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink", "write"):

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import strategies as st
 
 from gan.config import Config
-from gan.settings import flatten
+from gan.utils.settings import flatten
 from study.config import Study
 
 Kind = type[Config] | type[Study]

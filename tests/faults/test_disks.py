@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gan import checkpoints
+from gan.runs import checkpoints
 from tests.conftest import TINY
 from tests.test_resume import contents
 from tests.workers import in_process, train_on_a_slow_disk, train_to_the_end

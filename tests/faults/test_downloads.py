@@ -16,11 +16,11 @@ import torch
 from scipy.io import savemat
 from torchvision import datasets
 
-import gan.downloads
+import gan.utils.downloads
 from eval import extractors
-from gan.data import load_images
-from gan.errors import UserError
-from gan.settings import Data
+from gan.data.datasets import load_images
+from gan.utils.errors import UserError
+from gan.utils.settings import Data
 from tests.conftest import command
 from tests.faults.servers import FileServer
 from tests.workers import in_process, run_together
@@ -112,8 +112,8 @@ def files_in(folder: Path) -> list[str]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gan.downloads, "PAUSES", (0.01, 0.02))
-    monkeypatch.setattr(gan.downloads, "SILENCE", 0.3)
+    monkeypatch.setattr(gan.utils.downloads, "PAUSES", (0.01, 0.02))
+    monkeypatch.setattr(gan.utils.downloads, "SILENCE", 0.3)
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_processes_that_start_at_once_download_once_and_read_the_same(tmp_path: 
 
 @pytest.mark.faults
 def test_a_server_that_stalls_costs_no_more_than_is_stated(weights: Callable[[Behaviour], FileServer]) -> None:
-    bound = (len(gan.downloads.PAUSES) + 1) * gan.downloads.SILENCE + sum(gan.downloads.PAUSES)
+    bound = (len(gan.utils.downloads.PAUSES) + 1) * gan.utils.downloads.SILENCE + sum(gan.utils.downloads.PAUSES)
     assert bound == 95
     with weights(always("stalls")):
         began = time.monotonic()

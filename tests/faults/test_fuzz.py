@@ -21,8 +21,8 @@ import train as program
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
 from gan.config import Config, load_config
-from gan.training import GanWork
-from study.classifier import ClassifierWork
+from gan.training.gan_task import GanWork
+from study.classifier_task import ClassifierWork
 from study.config import Study, load_study
 from tests.faults.strategies import HUGE, SMALL, Kind, Values, as_words, as_yaml, hints, settings_of
 from tests.faults.worlds import Outcome, called

@@ -23,22 +23,24 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
 import eval.__main__ as program
-import gan.downloads
-from eval.arrays import read_arrays
+import gan.utils.downloads
 from eval.extractors import load_extractor
 from eval.features import PART, cache_folder, extract
+from eval.npz import read_arrays
 from eval.statistics import load_moments
-from gan import checkpoints, cli, scores, sources
 from gan.config import load_config
-from gan.data import load_images, to_pixels
-from gan.decoding import decode
-from gan.errors import UserError
-from gan.generators import load_generator
-from gan.networks import build_generator
-from gan.pickles import load_tensors
-from gan.progress import say
-from gan.settings import MAX_BYTES, Data, to_yaml
-from gan.untrusted import Archive, parse_json, printable, read_file, read_records
+from gan.data import datasets, sources
+from gan.data.datasets import load_images, to_pixels
+from gan.data.decoding import decode
+from gan.inference.generator import load_generator
+from gan.models.dcgan import build_generator
+from gan.runs import checkpoints, scores
+from gan.utils import cli
+from gan.utils.errors import UserError
+from gan.utils.progress import say
+from gan.utils.safe_reading import Archive, parse_json, printable, read_file, read_records
+from gan.utils.settings import MAX_BYTES, Data, to_yaml
+from gan.utils.tensor_files import load_tensors
 from tests.faults import hostile
 from tests.faults.hostile import MIB, Code, Room, npy, npz, png, png_chunk, saved
 from tests.small import SmallImages, scale_down, small_extractor
@@ -166,7 +168,7 @@ def test_no_image_starts_ghostscript(name: str, tmp_path: Path, monkeypatch: pyt
     "head", [b"", b"\0\0\x08\3", struct.pack(">IIII", 0x803, 10**9, 28, 28), struct.pack(">II", 0x8FF, 2)], ids=range(4)
 )
 def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gan.downloads, "PAUSES", ())
+    monkeypatch.setattr(gan.utils.downloads, "PAUSES", ())
     monkeypatch.setattr(urllib.request, "urlopen", mock.Mock(side_effect=urllib.error.URLError("no route to host")))
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -558,10 +560,9 @@ def test_a_hostile_part_of_the_cache_is_made_again(
 
 @pytest.mark.parametrize("kind", [*NO_FILES, "a terabyte"])
 def test_hostile_pixels_in_the_cache_are_decoded_anew(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gan import data
 
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "_WORTH_KEEPING", -1.0)
+    monkeypatch.setattr(datasets, "_WORTH_KEEPING", -1.0)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", GOOD)
     first = all_images(tmp_path / "a.zip")

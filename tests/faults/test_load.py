@@ -18,17 +18,18 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from benchmarks.contest import peak_memory
-from gan import cli, sampling
-from gan.checkpoints import Checkpoint
+from benchmarks.alternating import peak_memory
 from gan.config import Config
-from gan.data import Images, load_images
-from gan.files import write_atomically
-from gan.job import Metrics
-from gan.loop import conduct
-from gan.processes import connected
-from gan.settings import to_yaml
-from gan.tracking import Tracker, last_values
+from gan.data.datasets import Images, load_images
+from gan.inference import sampling
+from gan.runs.checkpoints import Checkpoint
+from gan.runs.loggers import Tracker, last_values
+from gan.training.context import Metrics
+from gan.training.loop import conduct
+from gan.utils import cli
+from gan.utils.distributed import connected
+from gan.utils.files import write_atomically
+from gan.utils.settings import to_yaml
 from tests.faults.common import Capsys, Tiny, tell
 from tests.workers import PROGRAMS, config_of, in_process
 
@@ -48,7 +49,7 @@ def report_of(path: Path) -> Report:
 
 
 class LightWork:
-    """Work that computes nothing, so that all that a run costs is what is around it; see ``gan.loop.Work``."""
+    """Work that computes nothing, so that all that a run costs is what is around it; see ``gan.training.loop.Work``."""
 
     images_per_step = 64
 

@@ -14,7 +14,7 @@ from unittest import mock
 import psutil
 import pytest
 
-from gan import wandb_run
+from gan.runs import wandb_run
 from tests.conftest import TINY, command
 from tests.faults.servers import WandbServer
 from tests.test_resume import contents
@@ -25,8 +25,8 @@ SETTINGS = ["training.steps=60", "samples.every=20", "checkpoint.every=30"]
 TIMED = """
 import sys, time
 import wandb, train
-import gan.loop, gan.wandb_run
-from gan import cli
+import gan.training.loop, gan.runs.wandb_run
+from gan.utils import cli
 
 spent = {"start": 0.0, "training": 0.0, "end": 0.0}
 
@@ -40,10 +40,10 @@ def timed(owner, name, part):
             spent[part] += time.monotonic() - began
     setattr(owner, name, call)
 
-timed(gan.loop, "check_trackers", "start")
-timed(gan.wandb_run.WandbRun, "__init__", "start")
-timed(gan.wandb_run.WandbRun, "log", "training")
-timed(gan.wandb_run.WandbRun, "close", "end")
+timed(gan.training.loop, "check_trackers", "start")
+timed(gan.runs.wandb_run.WandbRun, "__init__", "start")
+timed(gan.runs.wandb_run.WandbRun, "log", "training")
+timed(gan.runs.wandb_run.WandbRun, "close", "end")
 code = cli.run(lambda: train.main(sys.argv[1:]))
 print("seconds in wandb:", *(f"{part} {seconds:.1f}" for part, seconds in spent.items()), file=sys.stderr)
 sys.exit(code)

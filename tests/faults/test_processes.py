@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gan import checkpoints
+from gan.runs import checkpoints
 from tests.conftest import command
 from tests.faults.test_disks import ROOT, the_one_line
 from tests.test_resume import contents

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from eval.extractors import EXTRACTORS, Extractor
 from eval.protocols import PROTOCOLS
-from gan import checkpoints, cli
+from gan.runs import checkpoints
+from gan.utils import cli
 from tests.faults.common import BETTER, Capsys, Tiny, empty_cache, nothing_half, pictures, tell
 from tests.small import scale_down
 from tests.test_resume import calm, contents

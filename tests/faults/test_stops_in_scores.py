@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gan import checkpoints
+from gan.runs import checkpoints
 from tests.faults.common import Tiny
 from tests.test_resume import contents
 from tests.workers import run_together, start_together, train_with_slow_scores

@@ -14,7 +14,7 @@ import eval.__main__ as evaluation
 import gan.__main__ as tools
 import study.__main__ as studies
 import train as program
-from gan import cli
+from gan.utils import cli
 from tests.conftest import TINY
 from tests.faults.damages import Contents, Damage, contents
 from tests.test_study import DIGITS

@@ -1,0 +1,128 @@
+"""What can be scored: the images of a data set, folder or zip, and those of a generator."""
+
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from eval.features import ImageSet
+from gan.config import Config
+from gan.data.datasets import Images, load_images, to_pixels
+from gan.data.sources import Source, open_source
+from gan.inference import sampling
+from gan.runs import checkpoints
+from gan.utils.errors import UserError
+from gan.utils.settings import Data
+
+DATASETS = tuple(name for name in get_args(get_type_hints(Data)["name"]) if name != "folder")
+QUANTISATION = "uint8, rounded"
+
+
+class StoredImages:
+    """Images of a data set, folder or zip, at one size, in one number of channels."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.identity = {
+            "content": images.source.content(),
+            "count": len(images),
+            "image": [images.channels, images.size, images.size],
+            "fit": "shorter side scaled (Lanczos), centre-cropped",
+        }
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, count: int) -> Tensor:
+        return torch.stack([self.images[index] for index in range(start, start + count)])
+
+
+class NativeImages:
+    """A source's images as they are, in three channels. All must be of one size."""
+
+    def __init__(self, source: Source, spec: str) -> None:
+        self.source, self.spec = source, spec
+        self.shape = self._pixels(0).shape
+        self.identity = {"content": source.content(), "count": len(source), "image": list(self.shape), "fit": "as they are"}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        return to_pixels(self.source.read(index), 3)
+
+    def read(self, start: int, count: int) -> Tensor:
+        images = []
+        for index in range(start, start + count):
+            pixels = self._pixels(index)
+            if pixels.shape != self.shape:
+                (_, height, width), (_, other_height, other_width) = self.shape, pixels.shape
+                raise UserError(
+                    f"{self.spec}: images of mixed sizes (the first is {width}x{height}, number {index + 1}"
+                    f" {other_width}x{other_height}). Give --size {min(height, width)} to scale and crop all to one."
+                )
+            images.append(torch.from_numpy(pixels))
+        return torch.stack(images)
+
+
+class GeneratedImages:
+    """The samples 0, 1, 2, ... of a seed."""
+
+    def __init__(self, network: nn.Module, config: Config, weights: str, seed: int) -> None:
+        self.network, self.seed, self.latent_dim = network, seed, config.model.latent_dim
+        name = "ema" if weights == "ema" else "generator"
+        self.identity = {
+            "generator_sha256": checkpoints.checksum(name, network.state_dict()),
+            "weights": weights,
+            "seed": seed,
+            "quantisation": QUANTISATION,
+        }
+
+    def __len__(self) -> int:
+        return 2**63 - 1
+
+    def read(self, start: int, count: int) -> Tensor:
+        pieces = sampling.generate(self.network, seed=self.seed, start=start, count=count, latent_dim=self.latent_dim)
+        return torch.cat(list(pieces))
+
+
+def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> Data:
+    """What a SPEC names: NAME[:SPLIT], or a path of a folder or zip. ``folder`` is where the files of a NAME are or go.
+
+    Raises UserError for anything else.
+    """
+    name, _, split = spec.partition(":")
+    if name not in DATASETS:
+        if not Path(spec).exists():
+            raise UserError(
+                f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor a folder or .zip that is there."
+            )
+        return Data(name="folder", path=spec, image_size=size, channels=channels)
+    if split not in ("", "train", "test") or (split == "test" and name == "digits"):
+        expected = "has no splits" if name == "digits" else "expected train or test after the colon"
+        raise UserError(f"{spec}: {expected}.")
+    return Data(
+        name=name,  # type: ignore[arg-type]
+        split="test" if split == "test" else "train",
+        path=folder,
+        image_size=size,
+        channels=channels,
+    )
+
+
+def open_images(spec: str, *, size: int | None, folder: str | None = None) -> ImageSet:
+    """The images of a SPEC in three channels, for comparing two sets: as they are, or scaled and cropped to ``size``.
+
+    Raises UserError for fewer than two, or images of mixed sizes where no ``size`` is given.
+    """
+    opened: ImageSet
+    if size is not None:
+        opened = StoredImages(load_images(data_of(spec, size=size, channels=3, folder=folder)))
+    else:
+        opened = NativeImages(open_source(data_of(spec, channels=3, folder=folder)), spec)
+    if len(opened) < 2:
+        raise UserError(f"{spec}: one image. A covariance needs at least 2, a score thousands.")
+    return opened

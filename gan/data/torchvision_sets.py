@@ -1,0 +1,82 @@
+"""Data sets that torchvision knows: downloaded, verified and unpacked where they are not there yet."""
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gan.utils.downloads import alone_in, download, has_checksum
+from gan.utils.errors import UserError, first_line
+from gan.utils.files import remove_unfinished, write_atomically
+from gan.utils.progress import say
+from gan.utils.settings import Data
+
+
+def load_published(data: Data) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+    """The images that ``data`` names, (N, H, W) or (N, H, W, C), the class of each, and how many classes there are.
+
+    Raises UserError where they are not there and cannot be had.
+    """
+    from torchvision import datasets
+
+    root = Path(data.path or f"data/{data.name}")
+    kinds = (datasets.MNIST, datasets.FashionMNIST, datasets.CIFAR10, datasets.CIFAR100, datasets.SVHN)
+    kind: Any = dict(zip(("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"), kinds, strict=True))[data.name]
+    if data.name in ("mnist", "fashion_mnist"):
+        file = f"{kind.__name__}/raw/*-ubyte (four files)"
+    else:
+        file = kind.split_list[data.split][1] if data.name == "svhn" else kind.filename
+    try:
+        with alone_in(root):
+            dataset = _mnist(kind, root, data) if "mnist" in data.name else _cifar_or_svhn(kind, root, data)
+    except Exception as error:  # noqa: BLE001 ("not found or corrupted", and whatever a damaged file makes of its reader)
+        raise UserError(
+            f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({first_line(error)})."
+            f" Put {file} there yourself, or set data.path to the folder that holds it."
+        ) from None
+    images = np.asarray(dataset.data)
+    if data.name == "svhn":
+        return images.transpose(0, 2, 3, 1), dataset.labels, 10
+    return images, np.asarray(dataset.targets), 100 if data.name == "cifar100" else 10
+
+
+def _cifar_or_svhn(kind: Any, root: Path, data: Data) -> Any:
+    part = data.split if data.name == "svhn" else data.split == "train"
+    try:
+        return kind(root, part)  # verifies each file
+    except RuntimeError:  # not there, or damaged
+        url, name, md5 = kind.split_list[data.split] if data.name == "svhn" else (kind.url, kind.filename, kind.tgz_md5)
+        if not has_checksum(root / name, "md5", md5):
+            download([url], root / name, "md5", md5)
+        return kind(root, part, download=True)  # finds the archive, and unpacks it
+
+
+def _mnist(kind: Any, root: Path, data: Data) -> Any:
+    """Unpacks the files here: torchvision takes half of one, left by a kill, for whole."""
+    folder = root / kind.__name__ / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    for name, md5 in kind.resources:
+        archive, file = folder / name, folder / name.removesuffix(".gz")
+        if _is_whole_idx(file):
+            continue
+        if file.exists():
+            say(f"warning: {file}: not whole. It is made again.")
+        if not has_checksum(archive, "md5", md5):
+            download([mirror + name for mirror in kind.mirrors], archive, "md5", md5)
+        write_atomically(file, gzip.decompress(archive.read_bytes()))
+    return kind(root, data.split == "train")
+
+
+def _is_whole_idx(file: Path) -> bool:
+    """Whether ``file`` is as long as its header says: 0, 0, 8 for bytes, the number of dimensions, each size as four bytes."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        start = content.read(4)
+        dimensions = start[3] if start[:3] == b"\0\0\x08" and len(start) == 4 else 0
+        sizes = [int.from_bytes(content.read(4), "big") for _ in range(dimensions)]
+    return dimensions > 0 and file.stat().st_size == 4 + 4 * dimensions + math.prod(sizes)

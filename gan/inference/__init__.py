@@ -1,0 +1,1 @@
+"""Trained generators: load, sample, export."""

@@ -1,0 +1,139 @@
+"""A trained generator from a run, a checkpoint or an export: load it, sample from it, export it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gan.config import Config, load_config
+from gan.inference import sampling
+from gan.models.dcgan import build_generator
+from gan.runs import checkpoints
+from gan.utils.errors import UserError
+from gan.utils.files import new_folder, write_synced
+from gan.utils.progress import say
+from gan.utils.settings import set_value
+
+Weights = Literal["ema", "raw"]
+_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator in evaluation mode, and where it came from."""
+
+    network: nn.Module
+    config: Config
+    step: int  # G updates it was trained for
+    weights: Weights  # the averaged generator's or the trained one's
+    folder: Path  # the checkpoint
+
+    def sample(self, count: int, seed: int = 0, start: int = 0) -> Tensor:
+        """The samples ``start`` to ``start + count`` of ``seed``: (count, C, S, S) uint8 on the CPU.
+
+        A sample is a function of (seed, index): the same whatever else is asked for in the same call.
+
+        Raises UserError for a count below 1 or a start below 0.
+        """
+        if count < 1 or start < 0:
+            raise UserError(f"count={count}, start={start}: expected a count of at least 1 from a start of at least 0.")
+        pieces = sampling.generate(self.network, seed=seed, start=start, count=count, latent_dim=self.config.model.latent_dim)
+        return torch.cat(list(pieces))
+
+
+def load_generator(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> TrainedGenerator:
+    """The generator of a run (its newest whole checkpoint), of one of its checkpoints, or of an export.
+
+    ``weights`` chooses ``ema`` (the average over training) or ``raw``; None is the average where there is one.
+
+    Raises UserError when there is none.
+    """
+    path = Path(path)
+    if weights not in (None, *_FILES):
+        raise UserError(f"weights={weights!r}: expected 'ema' or 'raw'.")
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
+    if (path / checkpoints.MANIFEST).exists():
+        return _load(path, weights, device)
+    generator, damaged = checkpoints.first_usable(path / "checkpoints", lambda folder: _load(folder, weights, device))
+    if generator is not None:
+        for message in damaged:
+            say(f"{message} Taking step {generator.step} instead.")
+        return generator
+    if damaged:
+        raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
+    expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
+    raise UserError(f"{path}: neither a checkpoint nor a run that holds one yet. Expected {expected}.")
+
+
+def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
+    """The generator of one checkpoint or export."""
+    available = checkpoints.networks(folder)
+    chosen: Weights = weights or ("ema" if "ema" in available else "raw")
+    if _FILES[chosen] not in available:
+        raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
+    saved = checkpoints.load_weights(folder, _FILES[chosen])
+    config = load_config(folder / "config.yaml")
+    try:
+        _require_as_many(config, saved)
+        network = build_generator(config)
+        network.load_state_dict(saved)
+    except RuntimeError:
+        raise UserError(f"{folder}: its weights do not fit its config.yaml. Restore the folder from a copy.") from None
+    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
+
+
+def _require_as_many(config: Config, saved: checkpoints.StateDict) -> None:
+    """Raises RuntimeError where ``config`` claims more weights than were ``saved``, before there is room made for them."""
+    if config.data.channels is None:
+        raise RuntimeError("a run resolves data.channels when it starts")
+    with torch.device("meta"):  # takes no memory; a norm, which would compute, only adds to the weights
+        bare = build_generator(set_value(config, "model.generator.norm", "none"))
+    if sum(p.numel() for p in bare.parameters()) > sum(weight.numel() for weight in saved.values()):
+        raise RuntimeError("more weights than were saved")
+
+
+def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
+    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid. It is
+    there whole or not at all.
+
+    Raises UserError when ``out`` exists and is not empty.
+    """
+    with new_folder(out) as folder:
+        checkpoints.write_weights(
+            folder,
+            generator.step,
+            {_FILES[generator.weights]: generator.network.state_dict()},
+            (generator.folder / "config.yaml").read_text(),
+        )
+        write_synced(folder / "grid.png", sampling.encode(sampling.grid(generator.sample(64, seed))))
+        write_synced(folder / "README.md", _card(generator, seed).encode())
+
+
+def _card(generator: TrainedGenerator, seed: int) -> str:
+    config = generator.config
+    data, model = config.data, config.model
+    return f"""# {config.run.name}
+
+![64 samples of seed {seed}, not selected](grid.png)
+
+A DCGAN generator trained with msngan: {generator.step:,} generator updates,
+{generator.weights} weights. The picture shows the first 64 samples of seed {seed}; none was chosen.
+
+| | |
+|---|---|
+| images | {data.channels} x {data.image_size} x {data.image_size}, trained on {data.name} ({data.split}) |
+| generator | {model.generator.channels} channels, norm {model.generator.norm}, z of {model.latent_dim} |
+| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.norm} |
+| loss | {config.loss.name}, {config.training.d_steps} D updates per G update, batch {config.training.batch_size} |
+| seed | {config.seed} |
+
+    from gan import load_generator
+    images = load_generator("FOLDER").sample(64, seed=0)  # uint8, (64, {data.channels}, {data.image_size}, {data.image_size})
+
+All settings are in config.yaml. The weights are in safetensors and hold no code. This card was written by the program:
+it states no score, no licence and no fitness for a use; the training images' own terms apply.
+"""

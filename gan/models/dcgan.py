@@ -1,0 +1,118 @@
+"""The standard CNN of the SNGAN paper (Miyato et al. 2018, Table 3) for generator and discriminator, of any width and size."""
+
+import torch
+from torch import Tensor, nn
+
+from gan.config import Config
+from gan.models.norms import Layer, normalize
+
+SLOPE = 0.1  # of LeakyReLU, in the discriminator
+
+
+def _initialise(layer: Layer, std: float) -> Layer:
+    nn.init.normal_(layer.weight, 0.0, std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Generator(nn.Module):
+    """Noise (B, latent_dim) to images (B, image_channels, S, S) in [-1, 1].
+
+    dense -> 8c x S/8 x S/8; three times ConvTranspose 4/2 to 4c, 2c, c; conv 3/1; tanh. Each layer but the last under
+    ``norm`` and ReLU. A bias that the norm's own would cancel is left out.
+    """
+
+    def __init__(
+        self, *, latent_dim: int, channels: int, image_channels: int, image_size: int, norm: str, init_std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        stem, c = image_size // 8, channels
+        bias = norm in ("none", "spectral")
+        dense = nn.Linear(latent_dim, 8 * c * stem * stem, bias=bias)
+        layers: list[nn.Module] = [
+            normalize(_initialise(dense, init_std), norm), nn.ReLU(inplace=True), nn.Unflatten(1, (8 * c, stem, stem)),
+        ]  # fmt: skip
+        for wide in (8 * c, 4 * c, 2 * c):
+            up = nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=bias)
+            layers += [normalize(_initialise(up, init_std), norm), nn.ReLU(inplace=True)]
+        image = nn.Conv2d(c, image_channels, 3, 1, 1)
+        layers += [normalize(_initialise(image, init_std), norm, output=True), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.layers(z)
+        return images
+
+
+class Discriminator(nn.Module):
+    """Images (B, image_channels, S, S) in [-1, 1] to unbounded scores (B,).
+
+    conv 3/1 c, 4/2 c, 3/1 2c, 4/2 2c, 3/1 4c, 4/2 4c, 3/1 8c, each under ``norm`` and LeakyReLU; then dense to 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        image_channels: int,
+        image_size: int,
+        norm: str,
+        init_std: float = 0.02,
+        twice_differentiable: bool = False,
+    ) -> None:
+        super().__init__()
+        c = channels
+        layers: list[nn.Module] = []
+        before = image_channels
+        for kernel, stride, after in (
+            (3, 1, c), (4, 2, c), (3, 1, 2 * c), (4, 2, 2 * c), (3, 1, 4 * c), (4, 2, 4 * c), (3, 1, 8 * c),
+        ):  # fmt: skip
+            conv = _initialise(nn.Conv2d(before, after, kernel, stride, 1), init_std)
+            layers += [normalize(conv, norm, twice_differentiable=twice_differentiable), nn.LeakyReLU(SLOPE, inplace=True)]
+            before = after
+        dense = _initialise(nn.Linear(8 * c * (image_size // 8) ** 2, 1), init_std)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), normalize(dense, norm, output=True))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.layers(images)
+        return scores.squeeze(1)
+
+
+def build_generator(config: Config) -> Generator:
+    """The generator that ``config`` describes, its initial weights a function of the seed alone.
+
+    ``config.data.channels`` must have been resolved.
+    """
+    assert config.data.channels is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Generator(
+            latent_dim=config.model.latent_dim,
+            channels=config.model.generator.channels,
+            image_channels=config.data.channels,
+            image_size=config.data.image_size,
+            norm=config.model.generator.norm,
+            init_std=config.model.init_std,
+        )
+
+
+def build_discriminator(config: Config) -> Discriminator:
+    """Like ``build_generator``, from a sequence of its own."""
+    assert config.data.channels is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1_000_003)
+        return Discriminator(
+            channels=config.model.discriminator.channels,
+            image_channels=config.data.channels,
+            image_size=config.data.image_size,
+            norm=config.model.discriminator.norm,
+            init_std=config.model.init_std,
+            twice_differentiable=config.loss.name == "wgan-gp",
+        )
+
+
+def trainable_parameters(network: nn.Module) -> int:
+    """Number of trainable scalars, as Table III of the MSN paper counts them."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -1,0 +1,267 @@
+"""Subtracting a mean over batch, positions and processes: of what a convolution makes, by its linearity, or of what is there.
+
+The arithmetic under ``gan.models.norms``, with backward passes of its own (Eq. 10 of the MSN paper). Torch only.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Reorder: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def processes() -> int:
+    """Number of processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """An all-reduce that can be differentiated any number of times: every process's loss depends on every input, so the
+    gradient of an input is the sum of theirs. (torch.distributed.nn has the same and has been deprecated.)"""
+
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        result: Tensor = _SumOverProcesses.apply(gradient)
+        return result
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
+    count = processes()
+    return x if count == 1 else _SumOverProcesses.apply(x) / count
+
+
+def full_precision(device: str) -> AbstractContextManager[Any]:
+    """No autocast; entering its context where there is none would cost more than some of the layers' operations."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def as_matrix(weight: Tensor, transposed: bool) -> tuple[Tensor, Reorder, Reorder]:
+    """W as (outputs, rest), without a copy where it is channels last; and what brings a vector over the rest from (inputs,
+    kernel), the order in which v is kept, into the matrix's order, and back.
+
+    A transposed convolution keeps its outputs in dimension 1.
+    """
+    if transposed:  # its rest is in the order of v in memory, too
+        return weight.permute(0, 2, 3, 1).flatten(0, 2).T, _as_it_is, _as_it_is
+    if weight.dim() == 2 or weight.is_contiguous():
+        return weight.flatten(1), _as_it_is, _as_it_is
+    inputs, height, width = weight.shape[1:]
+    return (
+        weight.permute(0, 2, 3, 1).flatten(1),
+        lambda v: v.view(inputs, height, width).permute(1, 2, 0).flatten(),
+        lambda v: v.view(height, width, inputs).permute(2, 0, 1).flatten(),
+    )
+
+
+def _as_it_is(vector: Tensor) -> Tensor:
+    return vector
+
+
+class Centred(torch.autograd.Function):
+    """h, m -> h - E[h] + m, and E[h], which is not differentiated: two passes over h, and in the backward pass (Eq. 10) two
+    over the gradient. Can be differentiated any number of times."""
+
+    @staticmethod
+    def forward(context: Any, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        mean = mean_over_processes(_channel_sums(h, m.dtype) / (h.numel() // len(m)))
+        context.mark_non_differentiable(mean)
+        return h + (m - mean).to(h.dtype).view(1, -1, 1, 1), mean
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        g_m = _channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
+        mean = mean_over_processes(g_m / (gradient.numel() // len(g_m)))
+        return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
+
+
+class Arguments(NamedTuple):
+    """Of a convolution, as torch.convolution and its backward pass take them."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Arguments:
+    """Of a layer that pads by numbers, not by a word."""
+    assert not isinstance(layer.padding, str)
+    return Arguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
+
+
+class CentredConvolution(torch.autograd.Function):
+    """x, W, m -> W * x - E[W * x] + m (Eq. 7), and E[W * x], which is not differentiated.
+
+    E[W * x] is W times the mean patch: what each entry of the kernel sees, averaged over batch and positions. It comes
+    from the mean image of the batch, so the only pass over something large is the one that averages x.
+
+    Backward (Eq. 10): with G the gradient of the output and s its mean per channel, the convolution's own backward pass is
+    given G - s. That is linear too. So either s is subtracted first, or G is given as it is and what s would have given is
+    subtracted after: one image from the gradient of x, an outer product with the mean patch from that of W. The
+    cheaper of the two is taken: where G is much smaller than x (stride 2), the first.
+
+    A second derivative goes through the definition instead.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+        rounded = weight.to(x.dtype)
+        windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
+        patch = windows @ mean_over_processes(_summed_image(x, weight.dtype))  # kernel C
+        mean = _respond(rounded.to(weight.dtype), patch, arguments)
+        context.save_for_backward(x, weight, m, patch)
+        context.arguments = arguments
+        context.mark_non_differentiable(mean)
+        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, m, patch = context.saved_tensors
+        arguments, (need_x, need_weight, *_) = context.arguments, context.needs_input_grad
+        if torch.is_grad_enabled():
+            inputs = [t for t, needed in zip((x, weight, m), context.needs_input_grad, strict=False) if needed]
+            output = _centred_by_definition(x, weight, m, arguments)
+            found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
+            g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
+            return g_x, g_weight, g_m, None
+        rounded = weight.to(x.dtype)
+        values = gradient.numel() // gradient.shape[1] * processes()  # that a channel's mean is over
+
+        def convolution_backward(gradient: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+            mask = [need_x, need_weight, bias]
+            result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+                gradient, x, rounded, [len(m)], *arguments, mask
+            )
+            return result
+
+        if 3 * gradient.numel() <= 2 * x.numel():
+            g_m = _channel_sums(gradient, weight.dtype)
+            s = (_summed_over_processes(g_m) / values).to(gradient.dtype)
+            g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
+            return g_x, g_weight, g_m, None
+        # The gradient of a bias comes with that of the weight, and not without it.
+        g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
+        g_m = g_m.to(weight.dtype) if need_weight else _channel_sums(gradient, weight.dtype)
+        if need_x:
+            windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
+            s = _summed_over_processes(g_m) / processes()  # times what the windows divide by
+            above = _respond_back(rounded.to(weight.dtype), s, arguments)  # kernel C
+            _subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
+        if need_weight:
+            g_weight = g_weight.to(weight.dtype)
+            # The outer product of s and the mean patch, of which s is without its divisor and the patch has it.
+            taps = patch.unflatten(0, weight.shape[2:]).permute(2, 0, 1)  # C kernel-height kernel-width
+            _grouped(g_weight, arguments).addcmul_(
+                g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
+            )
+        return g_x, g_weight, g_m, None
+
+
+def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: Arguments) -> Tensor:
+    """Eq. 7 word for word, for any number of derivatives."""
+    h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
+    mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
+    return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+# Sums over images, and over all but the channels, take torch ten times as long for four dimensions as for the two that the
+# memory has (CPU, 2.14), so these flatten first.
+def _summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) to (H W, C), in ``dtype``."""
+    channels = x.shape[1]
+    if _is_channels_last(x):
+        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(-1, channels)
+    return x.flatten(1).sum(0, dtype=dtype).view(channels, -1).T
+
+
+def _channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, C, H, W) to (C,), in ``dtype``."""
+    if not _is_channels_last(x):
+        return x.sum((0, 2, 3), dtype=dtype)
+    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=dtype)
+
+
+def _subtract_image(x: Tensor, image: Tensor) -> None:
+    """Takes ``image`` (H W, C) from every image of ``x`` (B, C, H, W), in place."""
+    if _is_channels_last(x):
+        x.permute(0, 2, 3, 1).flatten(1).sub_(image.flatten())
+    else:
+        x.sub_(image.unflatten(0, x.shape[2:]).permute(2, 0, 1))
+
+
+def _summed_over_processes(x: Tensor) -> Tensor:
+    return x if processes() == 1 else _SumOverProcesses.forward(None, x)
+
+
+@lru_cache(64)
+def _windows(
+    batch: int, image: torch.Size, kernel: torch.Size, arguments: Arguments, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(kernel, H W): the share of output positions at which an entry of the kernel meets a position of the image, over the
+    number of images: what makes of their sum the mean patch."""
+    rows, columns = (_window(image[d], kernel[d], d, arguments) for d in (0, 1))
+    return (torch.kron(rows, columns) / batch).to(device, dtype)
+
+
+def _window(size: int, kernel: int, d: int, arguments: Arguments) -> Tensor:
+    stride, padding, dilation = arguments.stride[d], arguments.padding[d], arguments.dilation[d]
+    taps, places = torch.arange(kernel)[:, None], torch.arange(size)[None]
+    if arguments.transposed:
+        outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + arguments.output_padding[d] + 1
+        output = places * stride - padding + taps * dilation  # that the place contributes to through the tap
+        meets = (output >= 0) & (output < outputs)
+    else:
+        outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        start = places + padding - taps * dilation  # of the window in which the tap lies on the place
+        meets = (start >= 0) & (start < outputs * stride) & (start % stride == 0)
+    return meets.to(torch.float64) / outputs
+
+
+def _grouped(weight: Tensor, arguments: Arguments) -> Tensor:
+    """Weight as (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
+    grouped = weight.unflatten(0, (arguments.groups, -1))  # a view, also to write to
+    return grouped.transpose(1, 2) if arguments.transposed else grouped
+
+
+def _respond(weight: Tensor, patch: Tensor, arguments: Arguments) -> Tensor:
+    """What each output makes of one ``patch`` (kernel, C): (outputs,)."""
+    if arguments.groups == 1:
+        matrix = as_matrix(weight, arguments.transposed)[0]
+        return matrix @ (patch if _kernel_first(weight, arguments) else patch.T).flatten()
+    one = arguments._replace(groups=1)
+    parts = zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups, 1), strict=True)
+    return torch.cat([_respond(own, seen, one) for own, seen in parts])
+
+
+def _respond_back(weight: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+    """The gradient of the patch in ``_respond``: (kernel, C)."""
+    if arguments.groups == 1:
+        above = as_matrix(weight, arguments.transposed)[0].T @ gradient
+        taps = weight.shape[2:].numel()
+        return above.view(taps, -1) if _kernel_first(weight, arguments) else above.view(-1, taps).T
+    one = arguments._replace(groups=1)
+    parts = zip(weight.chunk(arguments.groups), gradient.chunk(arguments.groups), strict=True)
+    return torch.cat([_respond_back(own, above, one) for own, above in parts], 1)
+
+
+def _kernel_first(weight: Tensor, arguments: Arguments) -> bool:
+    """Whether the rest in ``as_matrix`` is in the order (kernel, inputs) rather than (inputs, kernel)."""
+    return not arguments.transposed and not weight.is_contiguous()

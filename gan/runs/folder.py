@@ -1,0 +1,221 @@
+"""A run's folder: what is in it, whether it can go on, and who holds it."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from accelerate import Accelerator
+
+from gan.data.datasets import Images
+from gan.runs import checkpoints, scores
+from gan.runs.checkpoints import Checkpoint
+from gan.utils.errors import UserError
+from gan.utils.files import remove_unfinished, write_atomically
+from gan.utils.progress import say
+from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, refuse_links
+from gan.utils.settings import C, Settings, differences, keep_resolved, load, set_value, to_yaml
+
+DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they were not finite
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
+
+
+def resolve(config: C, channels: int, device: torch.device) -> C:
+    """``config`` with what it leaves to the images and the machine filled in."""
+    config = set_value(config, "data.channels", channels)
+    if config.training.precision == "auto":
+        config = set_value(config, "training.precision", "bf16" if computes_in_bf16(device) else "fp32")
+    return config
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies in bf16, rather than converting to float32 and back."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    return False
+
+
+def same_settings(config: C) -> C:
+    """``config`` with what it leaves open as the run in its folder has it, if there is one. Looks at no image.
+
+    Raises UserError when the folder holds something else, or a run with other settings.
+    """
+    saved = saved_config(type(config), config.folder)
+    if saved is None:
+        return config
+    config = keep_resolved(config, saved)
+    if changed := differences(config, saved):
+        raise UserError(
+            f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
+            " Set run.name to start another run, or give the old settings to go on with this one."
+        )
+    return config
+
+
+def open_run(config: C, images: Images, device: torch.device) -> tuple[C, Checkpoint | None]:
+    """The resolved configuration, and where the run in its folder had come to. Changes nothing.
+
+    Raises UserError as ``same_settings`` does, and when the run was trained on other images.
+    """
+    config = resolve(same_settings(config), images.channels, device)
+    checkpoint = checkpoints.newest(config.folder / "checkpoints", say)
+    if checkpoint is not None and checkpoint.data != images.fingerprint:
+        raise UserError(
+            f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint}, then"
+            f" {checkpoint.data}). Restore them at data.path, or set run.name to start another run."
+        )
+    return config, checkpoint
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has been started in ``folder``."""
+    return (folder / "config.yaml").is_file()
+
+
+def saved_config(kind: type[C], folder: Path) -> C | None:
+    """The settings of the run of this ``kind`` in ``folder``; None where there is none yet.
+
+    Raises UserError for another kind of folder.
+    """
+    try:
+        if is_run(folder):
+            refuse_links(folder, folder / "checkpoints")
+            return load(kind, folder / "config.yaml")
+        foreign = folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}). Set run.dir to a folder that can.") from None
+    if foreign:
+        raise UserError(f"{folder} exists and is not a run (no config.yaml in it). Set another run.name or run.dir.")
+    return None
+
+
+def start_folder(
+    config: Settings, images: Images, accelerator: Accelerator, hold: "Hold | None", step: int, *, looked: bool
+) -> None:
+    """Signs the ``hold``, writes config.yaml and adds this start to environment.json. Where pictures and scores of ``step`` are
+    not done (``looked``), those that there are will be made again."""
+    folder = config.folder
+    record = folder / "environment.json"
+    try:
+        starts = list(parse_json(read_file(record, MAX_JSON))["starts"]) if record.exists() else []
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
+    starts.append(environment(config, images, accelerator, step))
+    with writing_to(folder):
+        if hold is not None:
+            hold.sign()
+        remove_unfinished(folder)
+        remove_unfinished(folder / "samples")
+        (folder / DIVERGED).unlink(missing_ok=True)
+        checkpoints.mend_replaced(folder / "best")
+        scores.forget_training_after(folder, step if looked else step - 1)
+        write_atomically(folder / "config.yaml", to_yaml(config).encode())
+        write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Tells an error of the disk as one about the run's ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
+
+
+class Hold:
+    """A run's folder held by this process, which its .lock file names, until ``close`` or the process's end."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes ``folder``. Raises UserError when another process holds it, on this machine or, where the file system passes
+        locks on, another."""
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = (folder / ".lock").open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with self._file:
+                raise UserError(
+                    f"{folder}: another process is training in it ({_holder(self._file)}). Wait for it or stop it, or set another"
+                    " run.name."
+                ) from None
+        except OSError as error:
+            say(f"warning: {folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
+        _open_locks.add(self._file)
+
+    def sign(self) -> None:
+        """Writes down who holds it, for a process that comes second."""
+        self._file.truncate(0)  # what a killed process left
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        _open_locks.discard(self._file)
+        with suppress(OSError):  # a full disk has room for nothing
+            if os.fstat(self._file.fileno()).st_size:
+                self._file.truncate(0)
+            self._file.close()
+
+
+def _holder(file: IO[bytes]) -> str:
+    try:
+        file.seek(0)
+        found = parse_json(file.read(1000))
+        return f"process {int(found['process'])} on {found['host']} since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is writing its name just now
+        return "which has not said its name yet"
+
+
+# A lock is held until every copy of the open file is closed, and a forked process has one: what decodes images may live on for
+# a while after its run was killed.
+_open_locks: set[IO[bytes]] = set()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
+
+
+def environment(config: Settings, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
+    """What a run's numbers may depend on besides its configuration."""
+    device = accelerator.device
+    project = Path(__file__).resolve().parents[2]
+    git = shutil.which("git")
+    commit = git and subprocess.run(
+        [git, "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
+    )
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "git_commit": commit.stdout.strip() or None if commit else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "precision": config.training.precision,
+        "data": images.fingerprint,
+        "command": sys.argv,
+    }
+
+
+def prospects(config: C, saved: C | None) -> list[str]:
+    """What a dry run says of the folder that ``config`` would write to, and of doubtful settings."""
+    lines = [f"writes to:      {config.folder.resolve()}"]
+    if saved is not None and (changed := differences(config, saved)):
+        lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
+    elif found := checkpoints.steps(config.folder / "checkpoints"):
+        lines.append(f"goes on from:   {found[-1]}")
+    return lines + [f"warning:        {warning}" for warning in config.warnings()]

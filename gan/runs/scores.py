@@ -1,0 +1,127 @@
+"""A run's scores.jsonl: one line a score, from training or from a command, and the curves and choices made from them."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
+from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_links
+
+FILE = "scores.jsonl"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an evaluation during training gives."""
+
+    record: Record  # for scores.jsonl: with "step", "source" and "series", which is equal where scores compare
+    curves: dict[str, float]  # for the trackers, by name
+    distance: float  # between generated and real images: the lower, the better
+
+
+def read(folder: Path) -> list[Record]:
+    """The scores of the run in ``folder``, in the order in which they were made. A last line that is not whole is left out.
+
+    Raises UserError for a line that is not a score.
+    """
+    path = folder / FILE
+    try:
+        records = read_records(path)
+        for number, record in enumerate(records, 1):
+            if not _is_score(record):
+                raise ValueError(f"line {number}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error} is not a score. Restore the file from a copy, or remove the line.") from None
+    return records
+
+
+def _is_score(record: Record) -> bool:
+    """Whether ``record`` has what is read of it."""
+    made_by = record.get("provenance")
+    return (
+        all(isinstance(record.get(key), str) for key in ("protocol", "source", "series"))
+        and isinstance(made_by, dict)
+        and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
+        and isinstance(made_by["extractor"].get("extractor"), str)
+        and all(key in made_by for key in ("weights", "seed"))
+        and are_measured(record.get("scores"))
+        and is_floor(record.get("floor"))
+    )
+
+
+def are_measured(found: Any) -> bool:
+    """Whether ``found`` has the numbers that a protocol measures."""
+    if not isinstance(found, dict) or not isinstance(found.get("pooled"), dict):
+        return False
+    pooled, entries = found["pooled"], [found.get(name) for name in ("fid", "inception_score", "kid")]
+    return (
+        all(entry is None or (isinstance(entry, dict) and is_number(entry.get("mean"))) for entry in entries)
+        and all(entry.get("std") is None or is_number(entry["std"]) for entry in entries if entry is not None)
+        and found.get("fid") is not None
+        and is_number(pooled.get("fid"))
+        and all(pooled.get(name) is None or is_number(pooled[name]) for name in ("fid_infinity", "precision", "recall"))
+    )
+
+
+def is_floor(found: Any) -> bool:
+    """Whether ``found`` is None or what real images scored."""
+    return found is None or (
+        are_measured(found)
+        and isinstance(found.get("source"), str)
+        and all(is_whole(found.get(key)) for key in ("runs", "samples", "reference"))
+        and "images" in found
+    )
+
+
+def append(folder: Path, record: Record) -> None:
+    """Adds a line, which is on the disk when this returns."""
+    line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
+    with _held(folder), (folder / FILE).open("a+b") as file:
+        file.seek(0)
+        content = file.read()
+        if not content.endswith(b"\n"):  # what a kill left of a line
+            file.truncate(content.rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def forget_training_after(folder: Path, step: int) -> None:
+    """Drops what training scored after ``step``: it will be scored again. What a command scored stays."""
+    if not (folder / FILE).exists():
+        return
+    with _held(folder):
+        kept = [r for r in read(folder) if r["source"] != "training" or r["step"] <= step]
+        content = b"".join(json.dumps(r, sort_keys=True).encode() + b"\n" for r in kept)
+        if content != (folder / FILE).read_bytes():
+            write_atomically(folder / FILE, content)
+
+
+def best_distance(folder: Path, series: str) -> float | None:
+    """The lowest distance among the scores of ``series`` that training made; None where there is none."""
+    own = [r for r in read(folder) if r["source"] == "training" and r["series"] == series]
+    return min((distance_of(r) for r in own), default=None)
+
+
+def distance_of(record: Record) -> float:
+    """What decides which generator is the best: the distance over all its samples."""
+    return float(record["scores"]["pooled"]["fid"])
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One writer at a time: a command may score a run that is being trained."""
+    refuse_links(folder)
+    with (folder / ".scores.lock").open("ab") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+"""What every package uses and what knows none of them: settings, errors, files, random numbers."""

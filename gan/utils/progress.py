@@ -1,0 +1,68 @@
+"""What a long task shows: a bar on a terminal, now and then a plain line elsewhere, and messages between them."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
+
+from gan.utils.safe_reading import printable
+
+
+def say(message: str) -> None:
+    """One line to the user, above a progress bar if there is one. On stderr: stdout is for results."""
+    tqdm.write(printable(message), file=sys.stderr)
+
+
+_WORTH_A_LINE = 1.0  # seconds that a task must have taken for its end to be told
+
+
+class Progress:
+    """Steps done of a number of steps, with rate, time left and a few values."""
+
+    def __init__(self, start: int, total: int, unit: str, *, shown: bool, every_seconds: float = 10.0) -> None:
+        self.done, self.total, self.unit, self.shown, self.every_seconds = start, total, unit, shown, every_seconds
+        self._start, self._began = start, time.monotonic()
+        self._last_line = self._began
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            size = shutil.get_terminal_size()  # tqdm's own look-up draws nothing where a terminal does not know its size
+            self._bar = tqdm(total=total, initial=start, unit=unit, ncols=size.columns, nrows=size.lines, file=sys.stderr)
+
+    def advance(self, values: str = "", steps: int = 1) -> None:
+        """``steps`` more are done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.update(steps)
+            if values:
+                self._bar.set_postfix_str(values, refresh=False)
+        elif self.shown and (values or self.done == self.total):
+            now = time.monotonic()
+            ending = self.done == self.total and now - self._began >= _WORTH_A_LINE
+            if now - self._last_line >= self.every_seconds or ending:
+                self._last_line = now
+                rate = (self.done - self._start) / max(now - self._began, 1e-9)
+                left = (self.total - self.done) / rate
+                say(f"{self.unit} {self.done}/{self.total}  {rate:.2f}/s  {_clock(left)} left  {values}".rstrip())
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def follow(items: Iterator[int], total: int, what: str) -> Iterator[int]:
+    """``items``, with progress shown."""
+    with Progress(0, total, what, shown=True, every_seconds=5.0) as progress:
+        for item in items:
+            yield item
+            progress.advance(" ")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
