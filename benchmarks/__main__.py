@@ -1,5 +1,6 @@
 """python -m benchmarks: how fast it is, each line a ratio of two things measured alternately in one run."""
 
+import logging
 import platform
 import sys
 import time
@@ -10,14 +11,16 @@ import torch
 
 from benchmarks import growth, norms, scoring, steps
 from benchmarks.alternating import ROOT
-from benchmarks.measurements import HEAD, Line, Suite
+from benchmarks.measurements import HEAD, Measurement, Suite
 from gan.runs.folder import computes_in_bf16
 from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
-from gan.utils.progress import say
 
-PARTS: dict[str, Callable[[Suite], list[Line]]] = {
+log = logging.getLogger(__name__)
+
+
+PARTS: dict[str, Callable[[Suite], list[Measurement]]] = {
     "steps": steps.lines,
     "norms": norms.lines,
     "distance": scoring.distances,
@@ -40,7 +43,7 @@ def processor() -> str:
     return f"{name}, {torch.get_num_threads()} threads, {capability}, {bf16}; torch {torch.__version__}"
 
 
-def table(lines: list[Line]) -> str:
+def table(lines: list[Measurement]) -> str:
     """The lines as Markdown."""
     return "\n".join([HEAD, *(line.row() for line in lines)])
 
@@ -63,14 +66,14 @@ def main(arguments: Sequence[str]) -> int:
         print(norms.profiles())
         return 0
     suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
-    found: list[Line] = []
+    found: list[Measurement] = []
     try:
         for part in options.parts or PARTS:
             began = time.monotonic()
             lines = PARTS[part](suite)
             found += lines
             print("\n".join(line.text() for line in lines), flush=True)
-            say(f"{part}: {time.monotonic() - began:.0f} s")
+            log.info(f"{part}: {time.monotonic() - began:.0f} s")
     finally:
         suite.temporary.cleanup()
     if options.write:
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write(lines: list[Line]) -> None:
+def _write(lines: list[Measurement]) -> None:
     path = ROOT / "README.md"
     before, _, rest = path.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]

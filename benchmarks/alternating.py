@@ -25,7 +25,7 @@ Case = Callable[[], Any]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """A program: ``make``, as MODULE:FUNCTION, returns the case when it is called with ``settings``."""
 
     make: str
@@ -46,7 +46,7 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def compete(contestants: Mapping[str, Contestant], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
+def compete(contestants: Mapping[str, Candidate], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
     """Each contestant in turn does ``units`` units of its work, ``rounds`` times; the others wait meanwhile.
 
     Raises RuntimeError when one of them fails; what it wrote to stderr is shown.
@@ -67,7 +67,7 @@ def compete(contestants: Mapping[str, Contestant], *, rounds: int, units: int = 
 class _Process:
     """A contestant at work in a process of its own."""
 
-    def __init__(self, contestant: Contestant) -> None:
+    def __init__(self, contestant: Candidate) -> None:
         self._contestant = contestant
         self._connection, other = _context.Pipe()
         environment = dict(os.environ)
@@ -95,7 +95,7 @@ class _Process:
         self._process.join()
 
 
-def _work(contestant: Contestant, environment: Mapping[str, str], connection: Connection) -> None:
+def _work(contestant: Candidate, environment: Mapping[str, str], connection: Connection) -> None:
     """A contestant's process: does as many units as it is asked for, and answers, until nobody asks any more."""
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # its own processes are started as a user's would be

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.alternating import ROOT, Case, Contestant, Timing, compete
-from benchmarks.measurements import Line, Suite, made_up, zipped
+from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
+from benchmarks.measurements import Measurement, Suite, made_up, zipped
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
 from eval.protocols import Reference, measure
 from gan.config import load_config
-from gan.data.datasets import BatchStream, Share, load_images
+from gan.data.datasets import BatchShard, BatchStream, load_images
 from gan.runs.folder import resolve
 from gan.training.gan_step import train_step
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 
 
 class _Noise:
@@ -71,7 +71,7 @@ def start(path: str) -> Case:
     """What a run does before its first step: the archive opened, named by its content, decoded or found in the cache."""
 
     def case() -> dict[str, Any]:
-        data = Data(name="folder", path=path)
+        data = DataConfig(name="folder", path=path)
         images = load_images(data)
         pixels = images.to_memory(lambda items, _total, _what: items, data.workers)
         return {
@@ -89,7 +89,7 @@ def stream(path: str) -> Case:
     config = load_config(ROOT / "configs" / "cifar10_msngan.yaml", overrides)
     images = load_images(config.data)
     config = resolve(config, images.channels, torch.device("cpu"))
-    share = Share.of(config, rank=0, processes=1)
+    share = BatchShard.of(config, rank=0, processes=1)
     batches = BatchStream(images, None, config=config, share=share, device=torch.device("cpu"))
     update = 0
 
@@ -103,12 +103,12 @@ def stream(path: str) -> Case:
     return case
 
 
-def lines(suite: Suite) -> list[Line]:
+def lines(suite: Suite) -> list[Measurement]:
     """Part 7. A ratio near 1 says that twice the work takes twice the time."""
     found = []
     counts = [60, 120] if suite.quick else [1000, 2000, 4000, 8000]
     timings = compete(
-        {f"{n:,} images": Contestant("benchmarks.growth:score", {"count": n}) for n in counts},
+        {f"{n:,} images": Candidate("benchmarks.growth:score", {"count": n}) for n in counts},
         rounds=1,
         warm_up=0,
     )
@@ -121,21 +121,21 @@ def lines(suite: Suite) -> list[Line]:
         ("training step, channels", [{"size": 32, "channels": c} for c in sizes], lambda c: c["channels"] ** 2),
     ):
         key = "size" if "size" in what else "channels"
-        timings = compete({str(c[key]): Contestant("benchmarks.growth:step", c) for c in cases}, rounds=suite.rounds(2, 5))
+        timings = compete({str(c[key]): Candidate("benchmarks.growth:step", c) for c in cases}, rounds=suite.rounds(2, 5))
         for before, after in pairwise(cases):
             a, b = timings[str(after[key])], timings[str(before[key])]
             found.append(_growth(what, str(after[key]), a, size(after), str(before[key]), b, size(before)))
     return found + _data_sets(suite)
 
 
-def _growth(what: str, large: str, high: Any, work: float, small: str, low: Any, less: float) -> Line:
+def _growth(what: str, large: str, high: Any, work: float, small: str, low: Any, less: float) -> Measurement:
     """How fast the larger one is for each unit of its work, against the smaller one."""
     ratio = (low.median / less) / (high.median / work)
     memory = f"{high.peak_mb:,.0f} MB against {low.peak_mb:,.0f}"
-    return Line(f"{what}: speed for the work", large, small, ratio, (high.median, low.median), memory, "1 or above")
+    return Measurement(f"{what}: speed for the work", large, small, ratio, (high.median, low.median), memory, "1 or above")
 
 
-def _data_sets(suite: Suite) -> list[Line]:
+def _data_sets(suite: Suite) -> list[Measurement]:
     """Start-up from an archive, the first time and again; memory for folders of two sizes that are streamed."""
     large, archive, count = suite.folder(), suite.archive(), 50_000
     if suite.quick:
@@ -148,25 +148,25 @@ def _data_sets(suite: Suite) -> list[Line]:
         os.environ["MSNGAN_CACHE"] = str(suite.place / f"pixels-{attempt}")
         # One after the other: the second must find what the first has kept.
         for times in (first, again):
-            timing = compete({"x": Contestant("benchmarks.growth:start", {"path": str(archive)})}, rounds=1, warm_up=0)["x"]
+            timing = compete({"x": Candidate("benchmarks.growth:start", {"path": str(archive)})}, rounds=1, warm_up=0)["x"]
             times.append(timing)
     seconds = [float(np.median([t.median for t in times])) for times in (first, again)]
     assert first[0].value == again[0].value
     check = f"the same {first[0].value['images']:,} images"
     found = [
-        Line("start-up from an archive", "again", "the first time", seconds[0] / seconds[1], (seconds[1], seconds[0]),
+        Measurement("start-up from an archive", "again", "the first time", seconds[0] / seconds[1], (seconds[1], seconds[0]),
              check, "≤ 1 s, ≤ 10 s")
     ]  # fmt: skip
     small = suite.place / "small"
     made_up(small, count // 10)
     timings = compete(
-        {str(folder): Contestant("benchmarks.growth:stream", {"path": str(folder)}) for folder in (large, small)},
+        {str(folder): Candidate("benchmarks.growth:stream", {"path": str(folder)}) for folder in (large, small)},
         rounds=suite.rounds(1, 3),
     )
     a, b = timings[str(large)], timings[str(small)]
     memory = f"{a.peak_mb:,.0f} MB against {b.peak_mb:,.0f}"
     found.append(
-        Line("20 batches of a streamed folder", "all files", f"{count // 10:,} files", b.median / a.median,
+        Measurement("20 batches of a streamed folder", "all files", f"{count // 10:,} files", b.median / a.median,
              (a.median, b.median), memory, "1 or above")
     )  # fmt: skip
     return found

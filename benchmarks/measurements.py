@@ -13,7 +13,7 @@ from benchmarks.alternating import Timing
 
 
 @dataclass(frozen=True)
-class Line:
+class Measurement:
     """One measurement: how many times as fast ``fast`` is as ``slow``."""
 
     what: str
@@ -25,7 +25,7 @@ class Line:
     goal: str = ""  # of the issue; empty: none
 
     @classmethod
-    def of(cls, what: str, fast: str, a: Timing, slow: str, b: Timing, *, check: str, goal: str = "") -> "Line":
+    def of(cls, what: str, fast: str, a: Timing, slow: str, b: Timing, *, check: str, goal: str = "") -> "Measurement":
         return cls(what, fast, slow, b.median / a.median, (a.median, b.median), check, goal)
 
     def text(self) -> str:

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.alternating import Case, Contestant, compete
-from benchmarks.measurements import Line, Suite
+from benchmarks.alternating import Candidate, Case, compete
+from benchmarks.measurements import Measurement, Suite
 from benchmarks.plain import NaiveMeanSpectralNorm
 from benchmarks.steps import discriminator_like
 from gan.models.losses import discriminator_loss
-from gan.models.norms import SpectralNorm, iterate_spectral_norms
+from gan.models.norms import SpectralNorm, power_iterate
 from gan.runs.folder import computes_in_bf16
 from gan.training.gan_step import score
 from study.models import BUILDERS
@@ -42,7 +42,7 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
     real, fake = (torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last) for _ in range(2))
 
     def case() -> float:
-        iterate_spectral_norms(network)
+        power_iterate(network)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             scores = score(network, real, fake, joint=False)
@@ -149,7 +149,7 @@ _SIZES = [
 ]  # fmt: skip
 
 
-def lines(suite: Suite) -> list[Line]:
+def lines(suite: Suite) -> list[Measurement]:
     """Part 3: BN, SN, MSN and MSN word for word."""
     difference = agreement()
     assert difference <= 1e-9, difference
@@ -157,7 +157,7 @@ def lines(suite: Suite) -> list[Line]:
     precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
     for name, precision in precisions.items():
         contestants = {
-            text: Contestant("benchmarks.norms:training_step", {"norm": norm, "precision": precision})
+            text: Candidate("benchmarks.norms:training_step", {"norm": norm, "precision": precision})
             for norm, text in NAMES.items()
         }
         timings = compete(contestants, rounds=suite.rounds(4, 40))
@@ -165,21 +165,21 @@ def lines(suite: Suite) -> list[Line]:
             check = "the paper: 1.27" if (a, b) == ("SN", "BN") else "the paper: 1.16" if b == "BN" else ""
             if b == NAMES["naive"]:
                 check = f"gradients equal to {difference:.0e}"
-            found.append(Line.of(f"D's training step, {name}", a, timings[a], b, timings[b], check=check, goal=goal))
+            found.append(Measurement.of(f"D's training step, {name}", a, timings[a], b, timings[b], check=check, goal=goal))
     return found + classifiers(suite)
 
 
-def classifiers(suite: Suite) -> list[Line]:
+def classifiers(suite: Suite) -> list[Measurement]:
     """The same claim for the paper's classifiers."""
     found = []
     for model in BUILDERS:
         contestants = {
-            NAMES[norm]: Contestant("study.speed:training_step", {"model": model, "norm": norm, "batch": suite.batch})
+            NAMES[norm]: Candidate("study.speed:training_step", {"model": model, "norm": norm, "batch": suite.batch})
             for norm in ("batch", "spectral", "mean_spectral")
         }
         units = 1 if model == "densenet_bc" else suite.rounds(5, 10)
         timings = compete(contestants, rounds=suite.rounds(1, 15), units=units)
         for a, paper in (("SN", "1.27"), ("MSN", "1.16")):
             what = suite.sized(f"training step of {MODEL_NAMES[model]}, float32")
-            found.append(Line.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
+            found.append(Measurement.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
     return found

@@ -10,10 +10,10 @@ import numpy as np
 
 import eval.__main__ as program
 from benchmarks import peers
-from benchmarks.alternating import ROOT, Case, Contestant, compete
-from benchmarks.measurements import Line, Suite
+from benchmarks.alternating import ROOT, Candidate, Case, compete
+from benchmarks.measurements import Measurement, Suite
 from eval.protocols import PROTOCOLS, Protocol
-from eval.statistics import Moments, factored, moments_of
+from eval.statistics import GaussianStats, factored, gaussian_stats
 from gan.utils import cli
 
 D = 2048
@@ -41,7 +41,7 @@ def distance(program: str, generated: str, real: str) -> Case:
         from eval.metrics import frechet_distance
 
         b.factor  # noqa: B018 (made here, kept with the moments)
-        return lambda: frechet_distance(factored(Moments(a.mean, a.covariance, a.count), features), b)
+        return lambda: frechet_distance(factored(GaussianStats(a.mean, a.covariance, a.count), features), b)
     if program == "pytorch-fid":
         from pytorch_fid.fid_score import calculate_frechet_distance
 
@@ -57,25 +57,25 @@ def _keep_features(path: Path, count: int, seed: int) -> str:
     draw = np.random.RandomState(seed)
     basis = np.random.RandomState(6 + seed).randn(D, D) / np.sqrt(D)
     values = np.maximum(draw.randn(count, D) * np.arange(1, D + 1) ** -1.0 @ basis * 10, 0).astype(np.float32)
-    moments = moments_of(values)
+    moments = gaussian_stats(values)
     np.savez(path, values=values, mean=moments.mean, covariance=moments.covariance)
     return str(path)
 
 
-def _kept(path: str) -> tuple[Any, Moments]:
+def _kept(path: str) -> tuple[Any, GaussianStats]:
     with np.load(path, allow_pickle=False) as kept:
         values = kept["values"]
-        return values, Moments(kept["mean"], kept["covariance"], len(values))
+        return values, GaussianStats(kept["mean"], kept["covariance"], len(values))
 
 
-def distances(suite: Suite) -> list[Line]:
+def distances(suite: Suite) -> list[Measurement]:
     """The distance alone, at the sizes of two protocols."""
     found = []
     real = _keep_features(suite.place / "real.npz", 10_000, 2)
     for count in (10_000,) if suite.quick else (10_000, 1000):
         generated = _keep_features(suite.place / f"{count}.npz", count, 1)
         contestants = {
-            name: Contestant("benchmarks.scoring:distance", {"program": name, "generated": generated, "real": real})
+            name: Candidate("benchmarks.scoring:distance", {"program": name, "generated": generated, "real": real})
             for name in ("ours", "pytorch-fid", "torch-fidelity")
         }
         timings = compete(contestants, rounds=suite.rounds(1, 3), warm_up=suite.rounds(0, 1))
@@ -84,7 +84,7 @@ def distances(suite: Suite) -> list[Line]:
             difference = abs(mine / timings[peer].value - 1)
             assert difference <= 1e-6, (peer, mine, timings[peer].value)
             found.append(
-                Line.of(
+                Measurement.of(
                     f"Frechet distance, {count:,} images, {D}-d",
                     "ours", timings["ours"], peer, timings[peer], check=f"equal to {difference:.0e}", goal=goal,
                 )
@@ -92,7 +92,7 @@ def distances(suite: Suite) -> list[Line]:
     return found
 
 
-def lines(suite: Suite) -> list[Line]:
+def lines(suite: Suite) -> list[Measurement]:
     """Part 6. Each program is run whole, from its start to its numbers, on the same images and weights."""
     count = suite.scored or suite.rounds(20, 500)
     place = suite.place / "scoring"
@@ -134,7 +134,7 @@ def _ours(extractor: str, run: Path, real: Path, weights: Path, count: int, cach
     return [json.loads(line) for line in done.output.splitlines()], done
 
 
-def _line(mine: str, theirs: str, done: dict[str, peers.Done], values: dict[str, Any], count: int) -> Line:
+def _line(mine: str, theirs: str, done: dict[str, peers.Done], values: dict[str, Any], count: int) -> Measurement:
     check = next(record["scores"] for record in values[mine] if record["protocol"] == "quick")
     if theirs.startswith("torch"):
         expected = values[theirs]
@@ -151,7 +151,7 @@ def _line(mine: str, theirs: str, done: dict[str, peers.Done], values: dict[str,
     memory = f"{done[mine].peak_mb:,.0f} MB against {done[theirs].peak_mb:,.0f}"
     a, b = done[mine].seconds, done[theirs].seconds
     what = f"scoring under paper, {count:,} generated and as many real images"
-    return Line(what, mine, theirs, b / a, (a, b), f"equal: {equal}; {memory}", "≥ 2.5")
+    return Measurement(what, mine, theirs, b / a, (a, b), f"equal: {equal}; {memory}", "≥ 2.5")
 
 
 if __name__ == "__main__":

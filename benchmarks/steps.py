@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.alternating import Case, Contestant, compete
-from benchmarks.measurements import Line, Suite
-from gan.config import Config, load_config
-from gan.data.datasets import BatchStream, Share, load_images
+from benchmarks.alternating import Candidate, Case, compete
+from benchmarks.measurements import Measurement, Suite
+from gan.config import GanConfig, load_config
+from gan.data.datasets import BatchShard, BatchStream, load_images
 from gan.models.dcgan import Discriminator, Generator
 from gan.models.losses import discriminator_loss, generator_loss
 from gan.models.norms import SpectralNorm
 from gan.runs.folder import computes_in_bf16, resolve
-from gan.training.gan_step import GanJob, Players, build_players, score, train_step
-from gan.training.health import Watch
+from gan.training.gan_step import GanContext, GanState, build_state, score, train_step
+from gan.training.health import DivergenceMonitor
 from gan.utils.distributed import make_accelerator
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
@@ -24,22 +24,24 @@ SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def prepare(config: Config, *, cpu: bool = False) -> tuple[Players, BatchStream, GanJob]:
+def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStream, GanContext]:
     """A run with ``config`` about to take its first step, all its images in memory and nothing written."""
     accelerator = make_accelerator(cpu)
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
-    job = GanJob(config, accelerator, Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes))
+    job = GanContext(
+        config, accelerator, BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
+    )
     memory = images.to_memory(lambda items, _total, _what: items)
     stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    return build_players(job), stream, job
+    return build_state(job), stream, job
 
 
 def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
     """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
     overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
     players, stream, job = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
-    health, step = Watch(job.device, job.config.health.max_grad_norm), 0
+    health, step = DivergenceMonitor(job.device, job.config.health.max_grad_norm), 0
 
     def case() -> float:
         nonlocal step
@@ -145,7 +147,7 @@ def agreement(norm: str, batch: int = 64) -> float:
         # Until both power iterations have converged to the same sigma; torch's takes one at each look at a weight.
         for module in ours_d.modules():
             if isinstance(module, SpectralNorm):
-                module.iterate(500)
+                module.power_iteration(500)
         for layer in _weighted(theirs_d):
             for _ in range(500):
                 _ = layer.weight
@@ -162,7 +164,7 @@ def _weighted(network: nn.Module) -> list[Any]:
     return [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
 
 
-def lines(suite: Suite) -> list[Line]:
+def lines(suite: Suite) -> list[Measurement]:
     """Parts 1, 2 and 5: a step against the plain loop, the arithmetic, and itself without the allocator's setting."""
     auto = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
     found = []
@@ -171,14 +173,14 @@ def lines(suite: Suite) -> list[Line]:
         plain_name = "plain loop (torch, DataLoader, float32)"
         common = {"norm": norm, "batch": suite.batch}
 
-        def step_of(precision: str, keep_blocks: bool = True, common: Any = common, archive: str = archive) -> Contestant:
-            return Contestant("benchmarks.steps:ours", {**common, "precision": precision, "images": archive}, keep_blocks)
+        def step_of(precision: str, keep_blocks: bool = True, common: Any = common, archive: str = archive) -> Candidate:
+            return Candidate("benchmarks.steps:ours", {**common, "precision": precision, "images": archive}, keep_blocks)
 
-        def arithmetic_of(precision: str, common: Any = common) -> Contestant:
-            return Contestant("benchmarks.steps:bare", {**common, "precision": precision})
+        def arithmetic_of(precision: str, common: Any = common) -> Candidate:
+            return Candidate("benchmarks.steps:bare", {**common, "precision": precision})
 
         contestants = {
-            plain_name: Contestant("benchmarks.steps:plain_loop", {**common, "images": images}, keep_blocks=False),
+            plain_name: Candidate("benchmarks.steps:plain_loop", {**common, "images": images}, keep_blocks=False),
             "ours, float32": step_of("fp32"),
             "ours, float32, system allocator": step_of("fp32", keep_blocks=False),
             "arithmetic alone, float32": arithmetic_of("fp32"),
@@ -190,8 +192,8 @@ def lines(suite: Suite) -> list[Line]:
         check = f"losses equal to {difference:.0e} at the same weights and images"
         assert difference <= 1e-5, (norm, difference)
 
-        def line(what: str, a: str, b: str, check: str, goal: str, short: str = short, timings: Any = timings) -> Line:
-            return Line.of(suite.sized(f"{what}, {short}"), a, timings[a], b, timings[b], check=check, goal=goal)
+        def line(what: str, a: str, b: str, check: str, goal: str, short: str = short, timings: Any = timings) -> Measurement:
+            return Measurement.of(suite.sized(f"{what}, {short}"), a, timings[a], b, timings[b], check=check, goal=goal)
 
         found.append(line("training step", "ours, float32", plain_name, check, "≥ 1.3"))
         if auto == "bf16":

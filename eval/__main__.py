@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,13 +21,15 @@ from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, extract, parts
 from eval.image_sets import open_images
 from eval.protocols import PROTOCOLS, compare
-from eval.statistics import Accumulator, Moments, moments_of, save_moments
+from eval.statistics import Accumulator, GaussianStats, gaussian_stats, save_stats
 from eval.table2_report import write_report
 from gan.inference.generator import load_generator
 from gan.utils import cli
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main
 from gan.utils.errors import UserError
-from gan.utils.progress import say
+
+log = logging.getLogger(__name__)
+
 
 EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
             write_report(table, options.out)
         except OSError as error:
             raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
-        say(f"wrote {options.out / 'table2.html'}, table2.md and table2.csv beside it")
+        log.info(f"wrote {options.out / 'table2.html'}, table2.md and table2.csv beside it")
         print((options.out / "table2.md").read_text(), end="")
         return 0
     if options.command == "reference" and options.out.suffix != ".npz":
@@ -124,7 +127,7 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     generators = [on_all(accelerator, partial(load, folder)) for folder in folders]
     extractor = _extractor(options, accelerator)
     wanted = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
-    judges: dict[str, scoring.Judge] = {}
+    judges: dict[str, scoring.Scorer] = {}
     for path, generator in zip(options.runs, generators, strict=True):
         data = repr(generator.config.data)
         if data not in judges:
@@ -135,7 +138,7 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
             stored = partial(scoring.stored, generator.config, options.floor, options.data)
             held_out = on_all(accelerator, stored) if options.floor else None
             name = scoring.name_of(generator.config, options.reference)
-            judges[data] = scoring.make_judge(accelerator, extractor, opened, name, wanted, held_out)
+            judges[data] = scoring.make_scorer(accelerator, extractor, opened, name, wanted, held_out)
         records = scoring.score_generator(generator, judges[data], wanted, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
@@ -161,7 +164,7 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     }
     shapes |= {spec: moments.provenance.get("images", {}).get("image") for spec, moments in known.items()}
     on_all(accelerator, partial(_check_same_size, shapes))
-    sides: list[tuple[Features | None, Moments | None]] = []
+    sides: list[tuple[Features | None, GaussianStats | None]] = []
     for spec in specs:
         if spec in known:
             sides.append((None, known[spec]))
@@ -185,15 +188,15 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     print(formatting.describe_comparison(found))
 
 
-def _identity_of(side: tuple[Features | None, Moments | None]) -> dict[str, Any]:
+def _identity_of(side: tuple[Features | None, GaussianStats | None]) -> dict[str, Any]:
     features, moments = side
     assert moments is not None
     return moments.identity if features is None else features.images
 
 
-def _moments(features: Features | None) -> Moments:
+def _moments(features: Features | None) -> GaussianStats:
     assert features is not None
-    return moments_of(features.values)
+    return gaussian_stats(features.values)
 
 
 def _check_same_size(shapes: Mapping[str, list[int] | None]) -> None:
@@ -223,10 +226,10 @@ def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
     }
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        save_moments(options.out, seen.moments(provenance))
+        save_stats(options.out, seen.moments(provenance))
     except OSError as error:
         raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
-    say(f"wrote {options.out}: {seen.count:,} images, {extractor.name}")
+    log.info(f"wrote {options.out}: {seen.count:,} images, {extractor.name}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,9 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gan.utils.downloads import alone_in, download, has_checksum
 from gan.utils.errors import UserError, first_line
-from gan.utils.progress import say
 from gan.utils.safe_reading import read_file
 from gan.utils.tensor_files import load_tensors
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 _MOST_BYTES = 2**29  # of weights; Inception's have 95 MB
@@ -179,7 +181,7 @@ def _inception_weights() -> Path:
                 if there.exists():
                     _require_published(there)
                     return there
-            say(f"downloading Inception's weights (95 MB) to {path}")
+            log.info(f"downloading Inception's weights (95 MB) to {path}")
             download([INCEPTION_URL], path, "sha256", INCEPTION_CHECKSUM)
     except OSError as error:
         raise UserError(

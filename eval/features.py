@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from eval.extractors import Extractor, Floats
 from eval.npz import read_arrays
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, remove_unfinished, write_atomically
-from gan.utils.progress import Progress, say
+from gan.utils.progress import Progress
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Part: TypeAlias = dict[str, Floats]  # features and logits of some images
@@ -213,7 +216,7 @@ def _load_part(folder: Path, start: int, end: int, extractor: Extractor) -> Part
         for name, width in _widths(extractor).items()
     )
     if not whole:
-        say(f"{path} is damaged and is made again.")
+        log.info(f"{path} is damaged and is made again.")
         return None
     return part
 
@@ -229,7 +232,7 @@ def hold(folder: Path) -> IO[bytes]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("waiting for another process that extracts the same images")
+        log.info("waiting for another process that extracts the same images")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:
         pass  # a file system without locks: the work may be done twice, and ends the same

@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eval.features import ImageSet
-from gan.config import Config
-from gan.data.datasets import Images, load_images, to_pixels
+from gan.config import GanConfig
+from gan.data.datasets import ImageDataset, load_images, to_pixels
 from gan.data.sources import Source, open_source
 from gan.inference import sampling
 from gan.runs import checkpoints
 from gan.utils.errors import UserError
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 
-DATASETS = tuple(name for name in get_args(get_type_hints(Data)["name"]) if name != "folder")
+DATASETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
 QUANTISATION = "uint8, rounded"
 
 
 class StoredImages:
     """Images of a data set, folder or zip, at one size, in one number of channels."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: ImageDataset) -> None:
         self.images = images
         self.identity = {
             "content": images.source.content(),
@@ -71,7 +71,7 @@ class NativeImages:
 class GeneratedImages:
     """The samples 0, 1, 2, ... of a seed."""
 
-    def __init__(self, network: nn.Module, config: Config, weights: str, seed: int) -> None:
+    def __init__(self, network: nn.Module, config: GanConfig, weights: str, seed: int) -> None:
         self.network, self.seed, self.latent_dim = network, seed, config.model.latent_dim
         name = "ema" if weights == "ema" else "generator"
         self.identity = {
@@ -89,7 +89,7 @@ class GeneratedImages:
         return torch.cat(list(pieces))
 
 
-def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> Data:
+def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> DataConfig:
     """What a SPEC names: NAME[:SPLIT], or a path of a folder or zip. ``folder`` is where the files of a NAME are or go.
 
     Raises UserError for anything else.
@@ -100,11 +100,11 @@ def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: s
             raise UserError(
                 f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor a folder or .zip that is there."
             )
-        return Data(name="folder", path=spec, image_size=size, channels=channels)
+        return DataConfig(name="folder", path=spec, image_size=size, channels=channels)
     if split not in ("", "train", "test") or (split == "test" and name == "digits"):
         expected = "has no splits" if name == "digits" else "expected train or test after the colon"
         raise UserError(f"{spec}: {expected}.")
-    return Data(
+    return DataConfig(
         name=name,  # type: ignore[arg-type]
         split="test" if split == "test" else "train",
         path=folder,

@@ -8,7 +8,7 @@ import scipy.special
 import torch
 from numpy.typing import NDArray
 
-from eval.statistics import Accumulator, Moments
+from eval.statistics import Accumulator, GaussianStats
 from gan.utils.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
@@ -23,7 +23,7 @@ def _check(name: str, values: Floats, least: int) -> None:
         raise UserError(f"{name}: features are not finite: the images or the extractor's weights are damaged.")
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
     """Squared Frechet distance between two Gaussians (Dowson & Landau 1982), in float64; of Inception's features: the FID
     (Heusel et al. 2017).
 
@@ -62,14 +62,14 @@ def _congruent(covariance: Floats, factor: Floats) -> Floats:
     return np.asarray(result)
 
 
-def _factoring(moments: Moments) -> tuple[bool, int]:
+def _factoring(moments: GaussianStats) -> tuple[bool, int]:
     """Sorts first what costs least: a factor that is there already, the narrower first; then one by Cholesky."""
     if "factor" in moments.__dict__:
         return False, moments.factor.shape[1]
     return True, -_rank(moments)
 
 
-def _rank(moments: Moments) -> int:
+def _rank(moments: GaussianStats) -> int:
     """The most that the covariance's rank can be."""
     return moments.dimensions if moments.count is None else min(moments.dimensions, moments.count - 1)
 
@@ -91,7 +91,7 @@ def inception_score(logits: Floats, splits: int = 1, seed: int = SEED) -> tuple[
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def kernel_distance(a: Floats, b: Floats, subsets: int = 100, size: int = 1000, seed: int = SEED) -> tuple[float, float]:
+def kid(a: Floats, b: Floats, subsets: int = 100, size: int = 1000, seed: int = SEED) -> tuple[float, float]:
     """KID (Binkowski et al. 2018): squared MMD with the kernel (x.y / D + 1)^3, unbiased, of features (N, D) and (M, D).
 
     Returns mean and deviation (ddof=0) over ``subsets`` pairs of ``size`` images, drawn without replacement by ``seed``.
@@ -130,9 +130,7 @@ def precision_recall(generated: Floats, real: Floats, neighbours: int = 3) -> tu
     return float(precision), float(recall)
 
 
-def infinite_frechet_distance(
-    generated: Floats, reference: Moments, start: int = 5000, points: int = 10, seed: int = SEED
-) -> float:
+def fid_infinity(generated: Floats, reference: GaussianStats, start: int = 5000, points: int = 10, seed: int = SEED) -> float:
     """FID-infinity (Chong & Forsyth 2020): the Frechet distance's bias falls as 1/N, so a line through its values at
     ``points`` sizes N against 1/N is read off at 1/N = 0. Generated features (N, D).
 

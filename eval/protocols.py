@@ -9,13 +9,13 @@ import numpy as np
 from eval.features import Features
 from eval.metrics import (
     SEED,
+    fid_infinity,
     frechet_distance,
     inception_score,
-    infinite_frechet_distance,
-    kernel_distance,
+    kid,
     precision_recall,
 )
-from eval.statistics import Accumulator, Moments, factored, moments_of
+from eval.statistics import Accumulator, GaussianStats, factored, gaussian_stats
 from gan.utils.errors import UserError
 
 Result = dict[str, Any]
@@ -82,11 +82,11 @@ PROTOCOLS = {
 class Reference:
     """Real images as features, or no more than their moments."""
 
-    def __init__(self, features: Features | None, moments: Moments | None = None) -> None:
+    def __init__(self, features: Features | None, moments: GaussianStats | None = None) -> None:
         """Exactly one of the two."""
         assert (features is None) != (moments is None)
         self.features, self._moments = features, moments
-        self._of: dict[int | None, tuple[Features, Moments]] = {}
+        self._of: dict[int | None, tuple[Features, GaussianStats]] = {}
 
     @cached_property
     def extractor(self) -> dict[str, Any]:
@@ -103,14 +103,14 @@ class Reference:
         assert self._moments is not None
         return self._moments.identity
 
-    def part(self, protocol: Protocol) -> tuple[Features | None, Moments]:
+    def part(self, protocol: Protocol) -> tuple[Features | None, GaussianStats]:
         """The images that ``protocol`` compares with, and their moments; kept, as their factor is."""
         if self.features is None:
             assert self._moments is not None
             return None, self._moments
         if protocol.reference not in self._of:
             chosen = self.features[_choice(self, protocol)[0]]
-            self._of[protocol.reference] = chosen, factored(moments_of(chosen.values), chosen.values)
+            self._of[protocol.reference] = chosen, factored(gaussian_stats(chosen.values), chosen.values)
         return self._of[protocol.reference]
 
 
@@ -182,13 +182,13 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         "recall": None,
     }
     if len(everything) >= 2 * protocol.infinity_start:
-        result["pooled"]["fid_infinity"] = infinite_frechet_distance(
+        result["pooled"]["fid_infinity"] = fid_infinity(
             everything, real_moments, protocol.infinity_start, protocol.infinity_points, protocol.seed
         )
     result["kid"] = None
     if real is not None:
         size = min(protocol.kid_size, len(everything), len(real))
-        mean, deviation = kernel_distance(everything, real.values, protocol.kid_subsets, size, protocol.seed)
+        mean, deviation = kid(everything, real.values, protocol.kid_subsets, size, protocol.seed)
         result["kid"] = {"mean": mean, "std": deviation, "subsets": protocol.kid_subsets, "size": size}
         count = min(protocol.neighbourhood, len(everything), len(real))
         chosen = np.random.RandomState(protocol.seed).permutation(len(real))[:count]
@@ -263,7 +263,11 @@ def score(
 
 
 def compare(
-    a: tuple[Features | None, Moments | None], b: tuple[Features | None, Moments | None], *, splits: int, kid_size: int
+    a: tuple[Features | None, GaussianStats | None],
+    b: tuple[Features | None, GaussianStats | None],
+    *,
+    splits: int,
+    kid_size: int,
 ) -> Result:
     """Every score of the set ``a`` (generated) against ``b`` (real) that their kind and number allow; null where not.
 
@@ -284,7 +288,7 @@ def compare(
         result["inception_score"] = {"mean": mean, "std": deviation, "splits": splits}
     if generated is not None and real is not None:
         size = min(kid_size, len(generated), len(real))
-        mean, deviation = kernel_distance(generated.values, real.values, 100, size)
+        mean, deviation = kid(generated.values, real.values, 100, size)
         result["kid"] = {"mean": mean, "std": deviation, "subsets": 100, "size": size}
         count = min(NEIGHBOURHOOD, len(generated), len(real))
         if count > 3:

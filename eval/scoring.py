@@ -20,9 +20,9 @@ from eval.extractors import Extractor, load_extractor
 from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget, hold
 from eval.image_sets import DATASETS, QUANTISATION, GeneratedImages, StoredImages, data_of
 from eval.protocols import PROTOCOLS, Protocol, Reference, Result
-from eval.statistics import Moments, load_moments
-from gan.config import Config
-from gan.data.datasets import Images, load_images
+from eval.statistics import GaussianStats, load_stats
+from gan.config import GanConfig
+from gan.data.datasets import ImageDataset, load_images
 from gan.inference.generator import TrainedGenerator
 from gan.runs import scores
 from gan.runs.scores import Score
@@ -50,10 +50,10 @@ def team_of(accelerator: Accelerator) -> Team:
     )
 
 
-def load_statistics(path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None) -> Moments:
+def load_statistics(path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None) -> GaussianStats:
     """Statistics from ``path``. Raises UserError for those of another extractor or, as far as they say, of images of
     another ``size`` (H, W)."""
-    moments = load_moments(path, made_by=made_by)
+    moments = load_stats(path, made_by=made_by)
     protocols.check_same_extractor(extractor.identity, moments.provenance.get("extractor", {}), str(path))
     if moments.dimensions != extractor.dimensions:
         raise UserError(
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """An extractor and the real images that generators are compared with."""
 
     extractor: Extractor
@@ -110,7 +110,7 @@ class Judge:
         return self.floors[name]
 
     def score(
-        self, features: Features | None, protocol: Protocol, config: Config, step: int, source: str
+        self, features: Features | None, protocol: Protocol, config: GanConfig, step: int, source: str
     ) -> dict[str, Any] | None:
         """The record of one score, on the main process; None on the others."""
 
@@ -135,14 +135,14 @@ class Judge:
         return self.team.only_main(record)
 
 
-def make_judge(
+def make_scorer(
     accelerator: Accelerator,
     extractor: Extractor,
     reference: ImageSet | Reference,
     reference_name: str,
     wanted: Sequence[Protocol],
     floor: ImageSet | None = None,
-) -> Judge:
+) -> Scorer:
     """Extracts the real images' features, as far as they are not kept already.
 
     Raises UserError before that where they are too few for one of the protocols ``wanted``.
@@ -158,10 +158,10 @@ def make_judge(
     held_out = extract(floor, extractor, team=team) if floor is not None else None
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Judge(extractor, opened if team.is_main else None, held_out, reference_name, team, name)
+    return Scorer(extractor, opened if team.is_main else None, held_out, reference_name, team, name)
 
 
-def stored(config: Config, spec: str | None, folder: str | None = None) -> StoredImages:
+def stored(config: GanConfig, spec: str | None, folder: str | None = None) -> StoredImages:
     """Real images as a run sees them, at its size and in its channels: those of ``spec``, or its own."""
     data = config.data
     if spec is not None:
@@ -172,7 +172,7 @@ def stored(config: Config, spec: str | None, folder: str | None = None) -> Store
     return StoredImages(load_images(data))
 
 
-def name_of(config: Config, spec: str | None) -> str:
+def name_of(config: GanConfig, spec: str | None) -> str:
     """What a reference is called, without the place where it lies."""
     if spec is None:
         spec = config.data.path if config.data.name == "folder" else f"{config.data.name}:{config.data.split}"
@@ -181,7 +181,7 @@ def name_of(config: Config, spec: str | None) -> str:
 
 
 def reference_of(
-    config: Config, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
+    config: GanConfig, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
 ) -> StoredImages | Reference:
     """What a run's generator is compared with: statistics, or real images."""
     if spec is not None and spec.endswith(".npz"):
@@ -191,7 +191,7 @@ def reference_of(
 
 
 def score_generator(
-    generator: TrainedGenerator, judge: Judge, wanted: Sequence[Protocol], *, seed: int, batch: int
+    generator: TrainedGenerator, judge: Scorer, wanted: Sequence[Protocol], *, seed: int, batch: int
 ) -> list[dict[str, Any]]:
     """Scores under each of the protocols, added to the run's scores.jsonl. A score that is there already is not made again.
 
@@ -243,7 +243,7 @@ def folder_of(generator: TrainedGenerator) -> Path:
 class TrainingEvaluation:
     """Scores a generator while it is trained. Draws nothing from a global random state and changes no network."""
 
-    def __init__(self, config: Config, judge: Judge) -> None:
+    def __init__(self, config: GanConfig, judge: Scorer) -> None:
         self.config, self.judge = config, judge
         self.protocol = PROTOCOLS[config.evaluation.protocol]
 
@@ -263,7 +263,7 @@ class TrainingEvaluation:
         return Score(record, curves, scores.distance_of(record))
 
 
-def open_evaluation(config: Config, images: Images, accelerator: Accelerator) -> TrainingEvaluation:
+def open_evaluation(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> TrainingEvaluation:
     """What ``config.evaluation`` asks for, with the reference's features at hand. Called by all processes together.
 
     Raises UserError when the extractor's weights or the reference cannot be had.
@@ -276,4 +276,4 @@ def open_evaluation(config: Config, images: Images, accelerator: Accelerator) ->
         lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
     )
     name = name_of(config, settings.reference)
-    return TrainingEvaluation(config, make_judge(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))
+    return TrainingEvaluation(config, make_scorer(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))

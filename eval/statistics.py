@@ -24,7 +24,7 @@ _MOST_BYTES = 2**29  # of a covariance, of 8,192 features
 
 
 @dataclass(frozen=True)
-class Moments:
+class GaussianStats:
     """A Gaussian fitted to features, or what another program wrote of one."""
 
     mean: Matrix  # (D,)
@@ -99,22 +99,22 @@ class Accumulator:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def moments(self, provenance: dict[str, Any] | None = None) -> Moments:
+    def moments(self, provenance: dict[str, Any] | None = None) -> GaussianStats:
         """What has been accumulated. Raises ValueError for fewer than two images, or numbers that are not finite."""
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, not {self.count}.")
         covariance = self.scatter / (self.count - 1)
         if not (np.isfinite(self.mean).all() and np.isfinite(covariance).all()):
             raise UserError("features are not finite: the images or the extractor's weights are damaged.")
-        return Moments(self.mean.copy(), covariance, self.count, provenance or {})
+        return GaussianStats(self.mean.copy(), covariance, self.count, provenance or {})
 
 
-def moments_of(features: Floats, provenance: dict[str, Any] | None = None) -> Moments:
+def gaussian_stats(features: Floats, provenance: dict[str, Any] | None = None) -> GaussianStats:
     """Moments of features (N, D)."""
     return Accumulator(features.shape[1]).update(features).moments(provenance)
 
 
-def factored(moments: Moments, features: Floats) -> Moments:
+def factored(moments: GaussianStats, features: Floats) -> GaussianStats:
     """``moments`` of ``features`` (N, D) whose factor is there already where images are so few, N <= D/2, that the centred
     features themselves are the better one."""
     if 2 * len(features) <= moments.dimensions:
@@ -122,7 +122,7 @@ def factored(moments: Moments, features: Floats) -> Moments:
     return moments
 
 
-def save_moments(path: Path, moments: Moments) -> None:
+def save_stats(path: Path, moments: GaussianStats) -> None:
     """Writes ``mu`` and ``sigma``, which is all that pytorch-fid reads, and beside them ``count`` and ``provenance``."""
     buffer = io.BytesIO()
     np.savez(
@@ -135,7 +135,7 @@ def save_moments(path: Path, moments: Moments) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_moments(path: Path, *, made_by: str | None = None) -> Moments:
+def load_stats(path: Path, *, made_by: str | None = None) -> GaussianStats:
     """Moments from ``path``: ours, or pytorch-fid's, clean-fid's or TTUR's, of which the user says with ``made_by`` which
     extractor they come from, since the file does not.
 
@@ -169,7 +169,7 @@ def load_moments(path: Path, *, made_by: str | None = None) -> Moments:
         if made_by is None:
             raise refuse("does not say which extractor made it. Say so with --made-by, such as --made-by inception-pytorch-fid")
         provenance = {"extractor": {"extractor": made_by}, "origin": "another program's statistics file"}
-    return Moments(mean, covariance, count, provenance)
+    return GaussianStats(mean, covariance, count, provenance)
 
 
 def _provenance(path: Path, entries: dict[str, NDArray[Any]]) -> tuple[dict[str, Any], int | None]:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 
 from eval import comparison_keys
-from gan.config import Config, load_config
+from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
 from gan.data.decoding import MAX_FILE_BYTES
 from gan.inference import sampling
@@ -69,7 +69,7 @@ class Table:
     notes: list[str]
 
 
-def label_of(config: Config) -> str:
+def label_of(config: GanConfig) -> str:
     """A configuration's name, by what the paper's table tells apart."""
     norm, loss = config.model.discriminator.norm, config.loss
     if norm == "mean_spectral" and loss.name in ("sngan", "hinge"):
@@ -83,7 +83,7 @@ def label_of(config: Config) -> str:
 
 def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     """The table of the runs in ``folders``. Raises UserError where there is no score, or scores do not compare."""
-    configs: dict[Path, Config] = {}
+    configs: dict[Path, GanConfig] = {}
     records: dict[Path, list[Record]] = {}
     for folder in {path.resolve(): path for path in folders}.values():
         if not (folder / "config.yaml").is_file():
@@ -124,7 +124,7 @@ def _identity(record: Record) -> dict[str, Any]:
     return identity
 
 
-def _is_the_papers(config: Config) -> bool:
+def _is_the_papers(config: GanConfig) -> bool:
     """Whether a run is on the data that Table II was measured on."""
     data = config.data
     return (data.name, data.split, data.image_size, data.channels) == ("cifar10", "train", 32, 3)
@@ -184,7 +184,9 @@ def _curve_series(records: list[Record]) -> str | None:
     return counts.most_common(1)[0][0] if counts else None
 
 
-def _run_scores(folder: Path, config: Config, chosen: dict[str, Record], records: list[Record], curve: str | None) -> RunScores:
+def _run_scores(
+    folder: Path, config: GanConfig, chosen: dict[str, Record], records: list[Record], curve: str | None
+) -> RunScores:
     points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if comparison_keys.series(r["provenance"]) == curve}
     minutes_at = _clock(folder)
     last = max((record["step"] for record in chosen.values()), default=0)
@@ -235,10 +237,10 @@ def _remark(records: list[Record], protocol: str) -> str | None:
     return None
 
 
-def _rows(found: list[tuple[RunScores, Config]]) -> list[Row]:
+def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Row]:
     """Runs that differ only in their seed, their name and what changes no weight are one row; in the paper's order."""
-    ignored = {*Config.CHANGEABLE, "seed"} - {"training.steps"}
-    groups: dict[str, list[tuple[RunScores, Config]]] = {}
+    ignored = {*GanConfig.CHANGEABLE, "seed"} - {"training.steps"}
+    groups: dict[str, list[tuple[RunScores, GanConfig]]] = {}
     for run, config in found:
         key = repr([item for item in flatten(config) if item[0] not in ignored])
         groups.setdefault(key, []).append((run, config))
@@ -276,7 +278,7 @@ def _told_apart(run: RunScores, others: list[RunScores], ignored: set[str]) -> s
     return f" [{', '.join(f'{k}={run.settings[k]}' for k in keys)}]" if keys else ""
 
 
-def _real_grid(config: Config) -> bytes | None:
+def _real_grid(config: GanConfig) -> bytes | None:
     """64 of the images that the runs were trained on, where they are at hand without a download."""
     try:
         if config.data.name not in ("digits", "folder"):

@@ -1,6 +1,7 @@
 """python -m gan: sample from a trained generator, export it."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError, first_line
 from gan.utils.files import write_atomically
-from gan.utils.progress import say
 from gan.utils.safe_reading import read_file
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out grid.png --count 64 --seed 0
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             sample(options)
     except OSError as error:
         raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
-    say(f"wrote {options.out}")
+    log.info(f"wrote {options.out}")
     return 0
 
 

@@ -7,41 +7,41 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from gan.utils import settings
-from gan.utils.settings import Batches, Health, Norm, Require, Settings, require_numbers, requirer
+from gan.utils.settings import HealthConfig, Norm, Require, RunConfig, TrainingConfig, require_numbers, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generator:
+class GeneratorConfig:
     channels: int = 64  # feature maps before the image; 8 times as many at the stem
     norm: Norm = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminator:
+class DiscriminatorConfig:
     channels: int = 64  # feature maps of the first layer; 8 times as many in the last
     norm: Norm = "mean_spectral"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelConfig:
     latent_dim: int = 128  # z ~ N(0, I)
     init_std: float = 0.02  # initial weights ~ N(0, init_std^2), biases 0
-    generator: Generator = field(default_factory=Generator)
-    discriminator: Discriminator = field(default_factory=Discriminator)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
+class LossConfig:
     name: Literal["wgan", "wgan-gp", "sngan", "hinge"] = "sngan"
     clip: float | None = None  # wgan: D's weights are clipped to [-clip, clip] after each update; null: not
     penalty: float = 10.0  # wgan-gp: weight of the gradient penalty
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class OptimizerConfig:
     name: Literal["adam", "rmsprop"] = "adam"
     d_lr: float = 2e-4  # learning rate of D
     g_lr: float = 2e-4  # learning rate of G
@@ -51,7 +51,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Batches):
+class GanTrainingConfig(TrainingConfig):
     steps: int = 100_000  # generator updates
     d_steps: int = 1  # D updates per G update
     d_batches: Literal["separate", "joint"] = "separate"  # real and fake through D apart, or as one batch; only
@@ -63,14 +63,14 @@ class Training(Batches):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class SamplesConfig:
     every: int = 1000  # generator updates; 0: none
     count: int = 64  # images in a grid
     seed: int = 0  # of the noise that every grid shows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluationConfig:
     every: int = 0  # generator updates between two scores of the generator; 0: off
     protocol: Literal["quick", "paper", "sngan", "standard"] = "quick"  # see eval/protocols.py
     extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = "inception"  # see eval/extractors.py
@@ -79,25 +79,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GanHealth(Health):
+class GanHealthConfig(HealthConfig):
     chance_steps: int = 2000  # in a row with D no better than guessing, as records tell, before a warning; 0: never
     min_spread: float = 0.05  # of a grid's samples against real images: below, a warning that G has collapsed; 0: never
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Settings):
+class GanConfig(RunConfig):
     CHANGEABLE: ClassVar[tuple[str, ...]] = (
-        *Settings.CHANGEABLE, "training.steps", "samples.every", "evaluation.every", "evaluation.protocol",
+        *RunConfig.CHANGEABLE, "training.steps", "samples.every", "evaluation.every", "evaluation.protocol",
         "evaluation.extractor", "evaluation.weights", "evaluation.reference", "health.chance_steps", "health.min_spread",
     )  # fmt: skip
 
-    model: Model = field(default_factory=Model)
-    loss: Loss = field(default_factory=Loss)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    training: Training = field(default_factory=Training)
-    samples: Samples = field(default_factory=Samples)
-    health: GanHealth = field(default_factory=GanHealth)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: GanTrainingConfig = field(default_factory=GanTrainingConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    health: GanHealthConfig = field(default_factory=GanHealthConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def mixes_images(self) -> bool:
@@ -144,12 +144,12 @@ class Config(Settings):
         return _warnings(self)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> GanConfig:
     """A GAN's settings: see ``gan.utils.settings.load``."""
-    return settings.load(Config, path, overrides)
+    return settings.load(GanConfig, path, overrides)
 
 
-def _check_combinations(config: Config, require: Require) -> None:
+def _check_combinations(config: GanConfig, require: Require) -> None:
     batch, parts = config.training.batch_size, config.training.accumulation
     require(batch % parts == 0, "training.accumulation", f"must divide training.batch_size={batch}.")
     for player, norm in (("generator", config.model.generator.norm), ("discriminator", config.model.discriminator.norm)):
@@ -179,7 +179,7 @@ def _check_combinations(config: Config, require: Require) -> None:
     )
 
 
-def _warnings(config: Config) -> list[str]:
+def _warnings(config: GanConfig) -> list[str]:
     found = []
     norm, loss = config.model.discriminator.norm, config.loss
     if loss.name == "wgan-gp" and norm in MIXING_NORMS:

@@ -92,9 +92,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     with interrupts.importing():
-        from study.config import load_study
+        from study.config import load_study_config
 
-    config = load_study(options.config, options.overrides)
+    config = load_study_config(options.config, options.overrides)
     with interrupts.importing():
         from gan.utils.distributed import connected
         from study.classifier_task import describe, summary, train

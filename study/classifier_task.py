@@ -8,19 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan.data.datasets import BatchStream, Images, Share
+from gan.data.datasets import BatchShard, BatchStream, ImageDataset
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import prospects, resolve, saved_config, writing_to
 from gan.runs.loggers import METRICS, PROBES, Tracker, last_values
-from gan.training.context import Job, Metrics, to_device
-from gan.training.loop import conduct
+from gan.training.context import Metrics, TrainContext, to_device
+from gan.training.loop import run_training
 from gan.utils.distributed import on_main
 from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import check_processes, keep_resolved, to_yaml
-from study.config import Study
-from study.data import LabelledImages, training_images
+from study.config import StudyConfig
+from study.data import LabelledDataset, training_images
 from study.models import build_classifier, find_gradients, loss_of
 from study.probes import Prober
 from study.results import FAILED, note_failure
@@ -28,18 +28,18 @@ from study.results import FAILED, note_failure
 TEST_BATCH = 250  # images classified at a time: too few to matter for the result, which is of each image alone
 
 
-def train(config: Study, accelerator: Accelerator) -> int:
-    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``conduct``.
+def train(config: StudyConfig, accelerator: Accelerator) -> int:
+    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``run_training``.
 
     That its numbers were not finite is noted in its folder, until it is trained again.
     """
 
-    def begin(config: Study, images: LabelledImages, accelerator: Accelerator) -> ClassifierWork:
+    def begin(config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> ClassifierTask:
         on_main(accelerator, lambda: _forget_failure(config.folder))  # not before its folder is held and known to be one
-        return ClassifierWork(config, images, accelerator)
+        return ClassifierTask(config, images, accelerator)
 
     try:
-        return conduct(config, accelerator, lambda: training_images(config.data), steps_of, begin)
+        return run_training(config, accelerator, lambda: training_images(config.data), steps_of, begin)
     except TrainingDivergedError as error:
         if accelerator.is_main_process:
             note_failure(config.folder, str(error))
@@ -51,23 +51,23 @@ def _forget_failure(folder: Path) -> None:
         (folder / FAILED).unlink(missing_ok=True)
 
 
-def steps_of(config: Study, images: LabelledImages) -> int:
+def steps_of(config: StudyConfig, images: LabelledDataset) -> int:
     """Steps of the whole run."""
     return step_after(config.training.epochs, config, images)
 
 
-def step_after(epochs: float, config: Study, images: LabelledImages) -> int:
+def step_after(epochs: float, config: StudyConfig, images: LabelledDataset) -> int:
     """The first step after which ``epochs`` passes over the images are done."""
     return math.ceil(epochs * len(images) / config.training.batch_size)
 
 
-class ClassifierWork:
-    """One classifier at work; see ``gan.training.loop.Work``."""
+class ClassifierTask:
+    """One classifier at work; see ``gan.training.loop.TrainingTask``."""
 
-    def __init__(self, config: Study, images: LabelledImages, accelerator: Accelerator) -> None:
-        share = Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
+    def __init__(self, config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> None:
+        share = BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
         self.config, self.images = config, images
-        self.job = Job(config, accelerator, share)
+        self.job = TrainContext(config, accelerator, share)
         self.tested = images.tested
         self.test_pixels = self.job.in_memory(self.tested)
         self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
@@ -170,7 +170,7 @@ class ClassifierWork:
         self.stream.close()
 
 
-def build(config: Study, images: Images) -> nn.Module:
+def build(config: StudyConfig, images: ImageDataset) -> nn.Module:
     """The network that ``config`` describes, for ``images``. Raises UserError for images that are too small."""
     model = config.model
     try:
@@ -187,10 +187,10 @@ def build(config: Study, images: Images) -> nn.Module:
         raise UserError(f"data.image_size={images.size}: {error}.") from None
 
 
-def describe(config: Study, accelerator: Accelerator) -> str:
+def describe(config: StudyConfig, accelerator: Accelerator) -> str:
     """What ``train`` would do with ``config``. Reads the images' list and changes nothing."""
     check_processes(config, accelerator.num_processes)
-    saved = saved_config(Study, config.folder)
+    saved = saved_config(StudyConfig, config.folder)
     if saved is not None:
         config = keep_resolved(config, saved)
     images = training_images(config.data)
@@ -207,7 +207,7 @@ def describe(config: Study, accelerator: Accelerator) -> str:
     return "\n".join(lines + prospects(config, saved))
 
 
-def summary(config: Study) -> str:
+def summary(config: StudyConfig) -> str:
     """Where everything of a finished run is, and what to type next."""
     folder = config.folder
     tested = last_values(folder / METRICS, "test_accuracy", "epoch")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from gan.utils import settings
-from gan.utils.settings import Batches, Data, Norm, Settings, require_numbers, requirer
+from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, require_numbers, requirer
 from study.models import ModelName, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledData(Data):
+class LabelledDataConfig(DataConfig):
     test_path: str | None = None  # folder: directory or .zip of images to test on, of the same classes
     held_out: float = 0.2  # share of the images kept for testing where there are no others (digits; folder without test_path)
     train_images: int | None = None  # only so many, drawn once and the same for every run; null: all
@@ -19,41 +19,41 @@ class LabelledData(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier:
+class ClassifierConfig:
     name: ModelName = "cnn3"
     norm: Norm = "mean_spectral"
     variant: Variant = "full"  # densenet_bc: `published` keeps BatchNorm inside the dense layers, as the paper's counts do
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
+class AdamConfig:
     lr: float = 0.001  # learning rate
     beta1: float = 0.9  # decay of the mean gradient
     beta2: float = 0.999  # decay of the mean squared gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Batches):
+class StudyTrainingConfig(TrainingConfig):
     epochs: float = 10.0  # passes over the training images; the test images are classified after each
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probes:
+class ProbesConfig:
     every: int = 100  # steps between two records in probes.jsonl; 0: off. Changes no weight.
     layers: list[int] | None = None  # numbers of the weighted layers, from 1; null: the paper's eight of DenseNet-BC, else all
     bins: int = 101  # of the gradient histograms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Settings):
-    CHANGEABLE: ClassVar[tuple[str, ...]] = (*Settings.CHANGEABLE, "data.test_path", "training.epochs", "probes.every",
+class StudyConfig(RunConfig):
+    CHANGEABLE: ClassVar[tuple[str, ...]] = (*RunConfig.CHANGEABLE, "data.test_path", "training.epochs", "probes.every",
         "probes.layers", "probes.bins")  # fmt: skip
 
-    data: LabelledData = field(default_factory=LabelledData)
-    model: Classifier = field(default_factory=Classifier)
-    optimizer: Adam = field(default_factory=Adam)
-    training: Training = field(default_factory=Training)
-    probes: Probes = field(default_factory=Probes)
+    data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    optimizer: AdamConfig = field(default_factory=AdamConfig)
+    training: StudyTrainingConfig = field(default_factory=StudyTrainingConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
 
     def check(self) -> None:
         super().check()
@@ -97,6 +97,6 @@ class Study(Settings):
         )
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+def load_study_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """A classifier's settings: see ``gan.utils.settings.load``."""
-    return settings.load(Study, path, overrides)
+    return settings.load(StudyConfig, path, overrides)

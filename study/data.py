@@ -5,20 +5,20 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from gan.data.datasets import Images
+from gan.data.datasets import ImageDataset
 from gan.data.sources import Source, image_channels, open_source, part_of
 from gan.utils import keyed_random
 from gan.utils.errors import UserError
-from gan.utils.settings import Data
-from study.config import LabelledData
+from gan.utils.settings import DataConfig
+from study.config import LabelledDataConfig
 
 _CHOICE = 0  # seed of what is drawn once for all runs: which images are held out, and which are left when only some are used
 
 
-class LabelledImages(Images):
+class LabelledDataset(ImageDataset):
     """Images to train on, with classes, and those to test on, which are as much part of a run."""
 
-    def __init__(self, source: Source, *, size: int, channels: int, tested: Images) -> None:
+    def __init__(self, source: Source, *, size: int, channels: int, tested: ImageDataset) -> None:
         super().__init__(source, size=size, channels=channels)
         self.tested = tested
 
@@ -27,7 +27,7 @@ class LabelledImages(Images):
         return f"{self.tested.fingerprint}+{super().fingerprint}"
 
 
-def training_images(data: LabelledData) -> LabelledImages:
+def training_images(data: LabelledDataConfig) -> LabelledDataset:
     """The images to train and to test on, in as many channels as those to train on have.
 
     Raises UserError as ``open_source`` does, where they have no classes, and where those to test on have others.
@@ -39,11 +39,11 @@ def training_images(data: LabelledData) -> LabelledImages:
         other: Source = part_of(source, taken)
         source = part_of(source, kept)
     elif data.name == "folder":
-        other = open_source(Data(name="folder", path=data.test_path))
+        other = open_source(DataConfig(name="folder", path=data.test_path))
     else:
-        other = open_source(Data(name=data.name, path=data.path, split="test"))
-    tested = Images(_some(other, data.test_images), size=data.image_size, channels=channels)
-    images = LabelledImages(_some(source, data.train_images), size=data.image_size, channels=channels, tested=tested)
+        other = open_source(DataConfig(name=data.name, path=data.path, split="test"))
+    tested = ImageDataset(_some(other, data.test_images), size=data.image_size, channels=channels)
+    images = LabelledDataset(_some(source, data.train_images), size=data.image_size, channels=channels, tested=tested)
     ours, theirs = tested.labels.classes, images.labels.classes
     if ours != theirs:
         raise UserError(

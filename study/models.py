@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.models.norms import SpectralNorm, iterate_spectral_norms, normalize, normalize_input
+from gan.models.norms import SpectralNorm, normalize, normalize_input, power_iterate
 
 SLOPE = 0.1  # of LeakyReLU, which the paper uses in all its models
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
@@ -178,7 +178,7 @@ def find_gradients(network: nn.Module, images: Tensor, labels: Tensor, autocast:
 
     One power iteration in each spectrally normalised layer comes first.
     """
-    iterate_spectral_norms(network)
+    power_iterate(network)
     network.zero_grad()
     with autocast:
         logits: Tensor = network(images)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gan.training.loop import due
 from gan.utils.errors import TrainingDivergedError
-from study.config import Probes
+from study.config import ProbesConfig
 from study.models import Weighted, weighted_layers
 
 PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # of the 100 of DenseNet-BC
@@ -34,7 +34,7 @@ def chosen_layers(network: nn.Module, numbers: list[int] | None) -> list[Weighte
 class Prober:
     """Takes the numbers of some layers of a network in training."""
 
-    def __init__(self, network: nn.Module, settings: Probes, total: int) -> None:
+    def __init__(self, network: nn.Module, settings: ProbesConfig, total: int) -> None:
         self.settings, self.total = settings, total
         self.layers = chosen_layers(network, settings.layers) if settings.every else []
         self._next = _activations_after(network)

@@ -15,7 +15,7 @@ from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
 from gan.utils.settings import MAX_BYTES, flatten, load
-from study.config import Study
+from study.config import StudyConfig
 
 FAILED = "failed.json"
 # What figures show of each layer, beside the gradient's histogram and the shares of its small entries.
@@ -30,7 +30,7 @@ class Result:
     """One run's folder, read."""
 
     folder: Path
-    config: Study
+    config: StudyConfig
 
     @property
     def model(self) -> str:
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Result:
     """The run of a classifier in ``folder``. Raises UserError where there is none."""
     if not is_run(folder):
         raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that holds runs.")
-    return Result(folder, load(Study, folder / "config.yaml"))
+    return Result(folder, load(StudyConfig, folder / "config.yaml"))
 
 
 def _is_study(folder: Path) -> bool:

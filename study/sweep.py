@@ -1,5 +1,6 @@
 """Many runs of classifiers, one after another: what is done is skipped, what breaks is reported and ends no other."""
 
+import logging
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from gan.runs.folder import is_run
 from gan.utils import cli
 from gan.utils.distributed import AgreedError, on_main
 from gan.utils.errors import TrainingDivergedError, UserError
-from gan.utils.progress import say
 from gan.utils.settings import differences, keep_resolved
 from study.classifier_task import train
-from study.config import Study, load_study
+from study.config import StudyConfig, load_study_config
 from study.results import Result, read_run
+
+log = logging.getLogger(__name__)
 
 OWN = ("model.norm", "optimizer.lr", "seed", "run.name")
 
@@ -34,10 +36,11 @@ class Grid:
     seeds: Sequence[int]
     overrides: Sequence[str]
 
-    def runs(self) -> list[Study]:
+    def runs(self) -> list[StudyConfig]:
         """Settings of each run, seeds outermost: a sweep that is stopped has whole tables of fewer seeds.
 
-        Raises UserError as ``load_study``, for an override of what the grid itself sets, and where two runs would share a folder.
+        Raises UserError as ``load_study_config``, for an override of what the grid itself sets, and where two runs would
+        share a folder.
         """
         for override in self.overrides:
             if override.partition("=")[0] in OWN:
@@ -49,7 +52,7 @@ class Grid:
                     for rate in self.rates:
                         name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
                         own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
-                        found.append(load_study(path, [*self.overrides, *own]))
+                        found.append(load_study_config(path, [*self.overrides, *own]))
         for folder, count in Counter(config.folder for config in found).items():
             if count > 1:
                 raise UserError(f"{folder}: {count} runs of the sweep would be in it. Name each value and configuration once.")
@@ -74,12 +77,12 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
         try:
             reason = on_main(accelerator, partial(_done, config, retry))
             if main:
-                say(f"run {number} of {len(runs)}: {config.folder}{f' ({reason})' if reason else ''}")
+                log.info(f"run {number} of {len(runs)}: {config.folder}{f' ({reason})' if reason else ''}")
             if reason is None:
                 outcome.signal = train(config, accelerator)
         except TrainingDivergedError as error:
             if main:
-                say(f"{config.folder}: {error}")
+                log.info(f"{config.folder}: {error}")
         except SystemExit:  # how a process ends whose main one has met a mistake that all have agreed on
             mistake = True
         except Exception as error:
@@ -93,7 +96,7 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
                 traceback.print_exc()
             failure = str(error) if mistake else f"{type(error).__name__}: {error}"
         if failure is not None:
-            say(f"error: {config.folder} is broken, the sweep goes on: {failure}")
+            log.error(f"{config.folder} is broken, the sweep goes on: {failure}")
         outcome.broken += failure is not None or mistake
         outcome.mistaken += mistake
         if outcome.signal:
@@ -112,7 +115,7 @@ def readable(folders: Sequence[Path]) -> list[Result]:
     return found
 
 
-def _done(config: Study, retry: bool) -> str | None:
+def _done(config: StudyConfig, retry: bool) -> str | None:
     """Why the run of ``config`` needs no training; None where it does, or where its folder holds something else, which
     training will refuse."""
     if not is_run(config.folder):

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import norms, scaling, steps
 from benchmarks.__main__ import MARKS, main
-from benchmarks.alternating import ROOT, Case, Contestant, Timing, compete
-from benchmarks.measurements import Line, made_up
+from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
+from benchmarks.measurements import Measurement, made_up
 from gan.utils import cli
 
 HERE = "tests.test_benchmarks"
@@ -36,7 +36,7 @@ def failing() -> Case:
 @pytest.mark.slow
 def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    contestants = {str(s): Contestant(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
+    contestants = {str(s): Candidate(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
     timings = compete(contestants, rounds=3, units=2, warm_up=1)
     assert log.read_text().split() == ["0.01", "0.05"] + 3 * ["0.01", "0.01", "0.05", "0.05"]
     for seconds in (0.01, 0.05):
@@ -50,11 +50,11 @@ def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_contestant_that_fails_ends_the_contest() -> None:
     with pytest.raises(RuntimeError, match="failing failed with exit code 1"):
-        compete({"x": Contestant(f"{HERE}:failing")}, rounds=1)
+        compete({"x": Candidate(f"{HERE}:failing")}, rounds=1)
 
 
 def test_a_line_is_a_ratio_of_medians() -> None:
-    line = Line.of("work", "ours", Timing([1.0, 2.0, 50.0]), "theirs", Timing([5.0, 6.0, 7.0]), check="equal", goal="≥ 2")
+    line = Measurement.of("work", "ours", Timing([1.0, 2.0, 50.0]), "theirs", Timing([5.0, 6.0, 7.0]), check="equal", goal="≥ 2")
     assert line.ratio == 3
     assert line.row() == "| work | ours | theirs | 3.00 | ≥ 2 | 2.00 s / 6.00 s | equal |"
 

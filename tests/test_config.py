@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gan.config import Config, Optimizer, Training, load_config
+from gan.config import GanConfig, GanTrainingConfig, OptimizerConfig, load_config
 from gan.utils.errors import UserError
 from gan.utils.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
 
@@ -25,7 +25,7 @@ def test_ready_configurations_load_under_their_own_name_and_hold_only_difference
     config = load_config(path)
     assert config.run.name == path.stem
     given = load_lines(path)
-    defaults = dict(flatten(Config()))
+    defaults = dict(flatten(GanConfig()))
     assert all(value != defaults[key] for key, value in flatten(config) if key in given), "a default is repeated"
 
 
@@ -42,11 +42,11 @@ def load_lines(path: Path) -> set[str]:
 
 def test_known_hyperparameters() -> None:
     by_name = {path.stem: load_config(path) for path in CONFIGS}
-    adam = Optimizer(d_lr=1e-4, g_lr=1e-4, beta2=0.9)
+    adam = OptimizerConfig(d_lr=1e-4, g_lr=1e-4, beta2=0.9)
     assert by_name["cifar10_wgan_gp"].optimizer == by_name["cifar10_wgan_gp_bn"].optimizer == adam
-    assert by_name["cifar10_wgan_gp_bn"].training == Training(d_steps=5)
+    assert by_name["cifar10_wgan_gp_bn"].training == GanTrainingConfig(d_steps=5)
     assert by_name["cifar10_wgan_gp_bn"].model.discriminator.norm == "batch"
-    assert by_name["cifar10_sngan"].optimizer == Optimizer(d_lr=2e-4, g_lr=2e-4, beta1=0.5, beta2=0.999)
+    assert by_name["cifar10_sngan"].optimizer == OptimizerConfig(d_lr=2e-4, g_lr=2e-4, beta1=0.5, beta2=0.999)
     assert by_name["cifar10_wgan_clip"].loss.clip == 0.01
     assert by_name["cifar10_wgan_clip"].optimizer.name == "rmsprop"
 
@@ -64,7 +64,7 @@ def test_the_paper_row_is_warned_about() -> None:
 def test_saved_settings_load_as_the_same(
     tmp_path_factory: pytest.TempPathFactory, norm: str, seed: int, rate: float, path: str
 ) -> None:
-    config = set_value(Config(seed=seed), "model.discriminator.norm", norm)
+    config = set_value(GanConfig(seed=seed), "model.discriminator.norm", norm)
     config = set_value(set_value(config, "optimizer.d_lr", rate), "data.path", path)
     file = tmp_path_factory.mktemp("saved") / "config.yaml"
     file.write_text(to_yaml(config), encoding="utf-8")
@@ -72,7 +72,7 @@ def test_saved_settings_load_as_the_same(
 
 
 def test_changes_that_touch_no_weight_are_allowed_and_all_others_shown() -> None:
-    config = Config()
+    config = GanConfig()
     for key, value in flatten(config):
         if isinstance(value, bool):
             other: object = not value
@@ -81,26 +81,26 @@ def test_changes_that_touch_no_weight_are_allowed_and_all_others_shown() -> None
         else:
             other = "other"
         found = differences(set_value(config, key, other), config)
-        assert found == ([] if key in Config.CHANGEABLE else [f"{key}: {value} -> {other}"])
+        assert found == ([] if key in GanConfig.CHANGEABLE else [f"{key}: {value} -> {other}"])
 
 
 def test_steps_may_not_change_when_learning_rates_depend_on_them() -> None:
-    config = Config(optimizer=Optimizer(decay="linear"))
+    config = GanConfig(optimizer=OptimizerConfig(decay="linear"))
     assert differences(set_value(config, "training.steps", 7), config) == ["training.steps: 100000 -> 7"]
 
 
 def test_what_was_left_to_the_machine_stays_as_it_was_resolved() -> None:
-    saved = set_value(set_value(Config(), "training.precision", "fp32"), "data.channels", 1)
-    assert keep_resolved(Config(), saved) == saved
-    explicit = set_value(Config(), "training.precision", "bf16")
+    saved = set_value(set_value(GanConfig(), "training.precision", "fp32"), "data.channels", 1)
+    assert keep_resolved(GanConfig(), saved) == saved
+    explicit = set_value(GanConfig(), "training.precision", "bf16")
     assert keep_resolved(explicit, saved).training.precision == "bf16"
-    assert all(dict(flatten(Config()))[key] == value for key, value in Config.RESOLVED.items())
+    assert all(dict(flatten(GanConfig()))[key] == value for key, value in GanConfig.RESOLVED.items())
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:
-    check_processes(Config(), 8)
+    check_processes(GanConfig(), 8)
     with pytest.raises(UserError, match="must be a multiple of 3"):
-        check_processes(Config(), 3)
+        check_processes(GanConfig(), 3)
 
 
 @pytest.mark.parametrize(

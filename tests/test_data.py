@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from gan.config import Config, Training
+from gan.config import GanConfig, GanTrainingConfig
 from gan.data import sources
-from gan.data.datasets import BatchStream, Images, Share, load_images
+from gan.data.datasets import BatchShard, BatchStream, ImageDataset, load_images
 from gan.data.decoding import MAX_FILE_BYTES
 from gan.utils import keyed_random
 from gan.utils.errors import UserError
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 
 CPU = torch.device("cpu")
 
@@ -39,22 +39,22 @@ def colours(count: int, size: int = 32) -> list[np.ndarray]:
     return [np.full((size, size, 3), (i, 255 - i, 7), np.uint8) for i in range(count)]
 
 
-def folder_of(tmp_path: Path, files: dict[str, bytes]) -> Data:
+def folder_of(tmp_path: Path, files: dict[str, bytes]) -> DataConfig:
     for name, content in files.items():
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    return Data(name="folder", path=str(tmp_path / "images"))
+    return DataConfig(name="folder", path=str(tmp_path / "images"))
 
 
-def zip_of(tmp_path: Path, files: dict[str, bytes]) -> Data:
+def zip_of(tmp_path: Path, files: dict[str, bytes]) -> DataConfig:
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    return Data(name="folder", path=str(tmp_path / "images.zip"))
+    return DataConfig(name="folder", path=str(tmp_path / "images.zip"))
 
 
-def decoded(images: Images) -> torch.Tensor:
+def decoded(images: ImageDataset) -> torch.Tensor:
     return images.to_memory(lambda items, _total, _what: items)
 
 
@@ -92,7 +92,7 @@ def test_every_kind_of_pixel_becomes_grey_or_colour(name: str, content: bytes, g
     assert images.channels == (1 if grey else 3)
     expected = 255 if name == "one bit" else 100
     for channels in (1, 3):
-        pixels = decoded(Images(images.source, size=32, channels=channels))
+        pixels = decoded(ImageDataset(images.source, size=32, channels=channels))
         assert pixels.shape == (1, channels, 32, 32)
         coarse = 60 if name == "palette" else 3  # a palette of 216 colours; what JPEG rounds
         assert (pixels.int() - expected).abs().max() <= coarse, name
@@ -124,7 +124,7 @@ def test_orientation_of_a_photograph_is_obeyed(format: str, said_by: str, tmp_pa
 
 
 def test_digits_are_1797_grey_images_that_use_the_whole_range() -> None:
-    images = load_images(Data())
+    images = load_images(DataConfig())
     pixels = decoded(images)
     assert pixels.shape == (1797, 1, 32, 32)
     assert (int(pixels.min()), int(pixels.max())) == (0, 255)
@@ -154,7 +154,7 @@ def test_damage_anywhere_in_a_compressed_archive_is_one_line_or_an_image(format:
             else:
                 file.write_bytes(damaged)
             try:
-                assert decoded(load_images(Data(name="folder", path=str(file), channels=3))).shape == (1, 3, 32, 32)
+                assert decoded(load_images(DataConfig(name="folder", path=str(file), channels=3))).shape == (1, 3, 32, 32)
             except UserError as error:
                 assert str(file) in str(error)
 
@@ -183,7 +183,7 @@ def test_mnist_files_are_read(tmp_path: Path) -> None:
             bytes([0, 0, 8, 3]) + np.array([2, 28, 28], ">i4").tobytes() + pixels.tobytes()
         )
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([2], ">i4").tobytes() + bytes([3, 4]))
-    images = load_images(Data(name="mnist", path=str(tmp_path)))
+    images = load_images(DataConfig(name="mnist", path=str(tmp_path)))
     assert np.array_equal(images.source.images, pixels)
     assert images.labels.numbers.tolist() == [3, 4]
     assert images.labels.classes == tuple("0123456789")
@@ -199,7 +199,7 @@ def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     savemat(file, {"X": pixels, "y": np.array([[1], [2], [10], [3]], np.uint8)})
     checksum = datasets.utils.calculate_md5(file)
     monkeypatch.setattr(datasets.SVHN, "split_list", {"test": ["nowhere", file.name, checksum]})
-    images = load_images(Data(name="svhn", split="test", path=str(tmp_path)))
+    images = load_images(DataConfig(name="svhn", split="test", path=str(tmp_path)))
     assert torch.equal(decoded(images), torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
     assert images.labels.numbers.tolist() == [1, 2, 0, 3]  # its file calls the digit 0 ten
 
@@ -219,7 +219,7 @@ def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(kind, "test_list", [["part", datasets.utils.calculate_md5(base / "part")]])
     monkeypatch.setattr(kind, "train_list", [])
     monkeypatch.setitem(kind.meta, "md5", datasets.utils.calculate_md5(base / kind.meta["filename"]))
-    images = load_images(Data(name=name, split="test", path=str(tmp_path)))
+    images = load_images(DataConfig(name=name, split="test", path=str(tmp_path)))
     assert torch.equal(decoded(images), torch.from_numpy(pixels))
     assert images.labels.numbers.tolist() == [0, 1, 2]
     assert len(images.labels.classes) == int(name.removeprefix("cifar"))
@@ -236,13 +236,15 @@ def test_without_a_network_the_error_names_the_place(name: str, tmp_path: Path, 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     monkeypatch.setattr("gan.utils.downloads.PAUSES", (0.0, 0.0))
     with pytest.raises(UserError, match=rf"not found at {tmp_path}.*could not be downloaded.*Put .* there") as caught:
-        load_images(Data(name=name, path=str(tmp_path)))
+        load_images(DataConfig(name=name, path=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
-def stream(source: Images, *, memory: bool, processes: int = 1, rank: int = 0, flip: bool = False, size: int = 6) -> BatchStream:
-    config = Config(data=Data(flip=flip, workers=1), training=Training(batch_size=size))
-    share = Share.of(config, rank=rank, processes=processes)
+def stream(
+    source: ImageDataset, *, memory: bool, processes: int = 1, rank: int = 0, flip: bool = False, size: int = 6
+) -> BatchStream:
+    config = GanConfig(data=DataConfig(flip=flip, workers=1), training=GanTrainingConfig(batch_size=size))
+    share = BatchShard.of(config, rank=rank, processes=processes)
     return BatchStream(source, decoded(source) if memory else None, config=config, share=share, device=CPU)
 
 
@@ -257,9 +259,9 @@ def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: P
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
 def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -> None:
-    config = Config(seed=seed, training=Training(batch_size=size))
-    source = Images(sources.ArraySource(np.zeros((images, 32, 32), np.uint8), np.zeros(images)), size=32, channels=1)
-    whole = BatchStream(source, None, config=config, share=Share.of(config, rank=0, processes=1), device=CPU)
+    config = GanConfig(seed=seed, training=GanTrainingConfig(batch_size=size))
+    source = ImageDataset(sources.ArraySource(np.zeros((images, 32, 32), np.uint8), np.zeros(images)), size=32, channels=1)
+    whole = BatchStream(source, None, config=config, share=BatchShard.of(config, rank=0, processes=1), device=CPU)
     order = np.concatenate([whole._indices(update) for update in range(-(-3 * images // size))])
     for epoch in range(3):
         assert sorted(order[epoch * images : (epoch + 1) * images]) == list(range(images))
@@ -268,8 +270,8 @@ def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 50))
 def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int, width: int, update: int) -> None:
     size = processes * parts * width
-    whole = Share(batch_size=size, parts=1, rank=0, processes=1).positions(update)
-    shares = [Share(batch_size=size, parts=parts, rank=r, processes=processes).positions(update) for r in range(processes)]
+    whole = BatchShard(batch_size=size, parts=1, rank=0, processes=1).positions(update)
+    shares = [BatchShard(batch_size=size, parts=parts, rank=r, processes=processes).positions(update) for r in range(processes)]
     for part in range(parts):  # also micro-batch by micro-batch
         joined = np.concatenate([share.reshape(parts, -1)[part] for share in shares])
         assert np.array_equal(joined, whole.reshape(parts, -1)[part])
@@ -277,7 +279,7 @@ def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int,
 
 def test_flips_are_drawn_for_each_image() -> None:
     ramp = np.tile(np.arange(32, dtype=np.uint8) * 8, (64, 32, 1))
-    source = Images(sources.ArraySource(ramp, np.zeros(len(ramp))), size=32, channels=1)
+    source = ImageDataset(sources.ArraySource(ramp, np.zeros(len(ramp))), size=32, channels=1)
     batch = stream(source, memory=True, flip=True, size=64).batch(0)
     flipped = batch[:, 0, 0, 0] > 0
     assert 16 < int(flipped.sum()) < 48
@@ -285,7 +287,7 @@ def test_flips_are_drawn_for_each_image() -> None:
 
 
 def test_pixels_become_minus_one_to_one() -> None:
-    source = Images(
+    source = ImageDataset(
         sources.ArraySource(np.stack([np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)]), np.zeros(2)),
         size=32,
         channels=1,
@@ -314,7 +316,7 @@ def test_keyed_numbers_have_their_distributions() -> None:
 
 def test_real_cifar10_and_mnist_are_read(data_folder: Path) -> None:
     for name, channels, level in (("cifar10-test.zip", 3, 120), ("mnist-test.zip", 1, 33)):
-        images = load_images(Data(name="folder", path=str(data_folder / name)))
+        images = load_images(DataConfig(name="folder", path=str(data_folder / name)))
         assert (len(images), images.channels) == (10_000, channels)
         sample = torch.stack([images[i] for i in range(0, 10_000, 100)])
         assert abs(float(sample.float().mean()) - level) < 10
@@ -326,11 +328,11 @@ def test_classes_are_the_folders_that_hold_the_files(tmp_path: Path) -> None:
         Image.new("L", (32, 32)).save(tmp_path / name)
     archive = shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path / "all")
     for path in (tmp_path / "all", archive):
-        labels = load_images(Data(name="folder", path=str(path))).labels
+        labels = load_images(DataConfig(name="folder", path=str(path))).labels
         assert labels.classes == ("cat", "dog")
         assert labels.numbers.tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="no classes"):
-        _ = load_images(Data(name="folder", path=str(tmp_path / "all" / "cat"))).labels
+        _ = load_images(DataConfig(name="folder", path=str(tmp_path / "all" / "cat"))).labels
 
 
 @given(st.integers(2, 40), st.integers(0, 1000))
@@ -351,8 +353,11 @@ def test_labels_stay_with_their_images(count: int, size: int, update: int) -> No
     # An image's only pixel value is its class.
     values = np.arange(count) % 10
     source = sources.ArraySource(np.broadcast_to(values[:, None, None], (count, 32, 32)).astype(np.uint8), values)
-    images = Images(source, size=32, channels=1)
-    config, share = Config(training=Training(batch_size=size)), Share(batch_size=size, parts=1, rank=0, processes=1)
+    images = ImageDataset(source, size=32, channels=1)
+    config, share = (
+        GanConfig(training=GanTrainingConfig(batch_size=size)),
+        BatchShard(batch_size=size, parts=1, rank=0, processes=1),
+    )
     stream = BatchStream(images, images.to_memory(follow_not), config=config, share=share, device=torch.device("cpu"))
     seen = ((stream.batch(update) + 1) * 127.5).round()[:, 0, 0, 0].long()
     assert torch.equal(seen, stream.labels(update))
@@ -373,7 +378,7 @@ def test_a_file_that_would_unpack_to_more_than_any_image_is_refused_unread(tmp_p
     for path in (tmp_path / "bomb.zip", tmp_path / "folder"):
         tracemalloc.start()
         with pytest.raises(UserError, match="are no image"):
-            decoded(load_images(Data(name="folder", path=str(path), channels=3)))
+            decoded(load_images(DataConfig(name="folder", path=str(path), channels=3)))
         assert tracemalloc.get_traced_memory()[1] < 2**24
         tracemalloc.stop()
 
@@ -385,7 +390,7 @@ def test_an_image_whose_header_claims_3600_million_pixels_is_refused(tmp_path: P
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     with pytest.raises(UserError, match="damaged image"):
-        decoded(load_images(Data(name="folder", path=str(tmp_path), channels=3)))
+        decoded(load_images(DataConfig(name="folder", path=str(tmp_path), channels=3)))
 
 
 def test_names_in_an_archive_that_point_outside_are_only_names(tmp_path: Path) -> None:
@@ -394,6 +399,6 @@ def test_names_in_an_archive_that_point_outside_are_only_names(tmp_path: Path) -
         for name in ("../../evil.png", "/absolute.png", "c:\\windows.png"):
             archive.write(tmp_path / "a.png", name)
     before = sorted(tmp_path.rglob("*"))
-    assert decoded(load_images(Data(name="folder", path=str(tmp_path / "odd.zip")))).shape == (3, 1, 32, 32)
+    assert decoded(load_images(DataConfig(name="folder", path=str(tmp_path / "odd.zip")))).shape == (3, 1, 32, 32)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/absolute.png").exists()

@@ -13,8 +13,8 @@ from benchmarks import peers
 from eval import extractors
 from eval.extractors import EXTRACTORS, INCEPTION_FILES, Extractor, load_extractor
 from eval.metrics import frechet_distance
-from eval.statistics import moments_of
-from gan.config import Evaluation
+from eval.statistics import gaussian_stats
+from gan.config import EvaluationConfig
 from gan.utils.errors import UserError
 
 
@@ -30,7 +30,7 @@ def images(count: int, channels: int = 3, size: int = 32, seed: int = 0) -> torc
 
 
 def test_settings_name_the_extractors_that_there_are() -> None:
-    assert set(EXTRACTORS) == set(Evaluation.__annotations__["extractor"].__args__)
+    assert set(EXTRACTORS) == set(EvaluationConfig.__annotations__["extractor"].__args__)
 
 
 def test_features_and_logits_have_the_stated_shapes_and_kind(lite: Extractor) -> None:
@@ -51,10 +51,10 @@ def test_another_batch_size_changes_the_distance_by_less_than_1e_5(lite: Extract
     before = torch.get_num_threads()
     torch.set_num_threads(threads)  # sums are blocked by what each thread gets
     all_images = images(48)
-    reference = moments_of(lite(images(48, seed=1))[0])
+    reference = gaussian_stats(lite(images(48, seed=1))[0])
 
     def distance(batch: int) -> float:
-        return frechet_distance(moments_of(np.concatenate([lite(part)[0] for part in all_images.split(batch)])), reference)
+        return frechet_distance(gaussian_stats(np.concatenate([lite(part)[0] for part in all_images.split(batch)])), reference)
 
     try:
         assert distance(48) > 0.01

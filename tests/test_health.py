@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gan.models.losses import discriminator_loss
 from gan.runs import checkpoints
 from gan.training import gan_task
-from gan.training.health import Watch, relative_spread, spread, steps_at_chance
+from gan.training.health import DivergenceMonitor, relative_spread, spread, steps_at_chance
 from gan.utils.distributed import make_accelerator
 from gan.utils.errors import TrainingDivergedError
 from tests.conftest import command
@@ -27,7 +27,7 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def test_the_first_step_that_is_not_finite_is_remembered_with_its_numbers(tmp_path: Path) -> None:
-    watch, accelerator = Watch(torch.device("cpu"), 1e6), make_accelerator()
+    watch, accelerator = DivergenceMonitor(torch.device("cpu"), 1e6), make_accelerator()
     for step, value in enumerate([1.0, float("nan"), 2.0, float("inf")], start=5):
         watch.note(step, {"a": torch.tensor(step / 2), "b": torch.tensor(value)})
         if step == 5:
@@ -42,7 +42,7 @@ def test_the_first_step_that_is_not_finite_is_remembered_with_its_numbers(tmp_pa
 def test_of_any_numbers_the_first_bad_step_is_the_one_named(bad: int, limit: float, kind: int) -> None:
     values = [(1.0, 2.0)] * 8
     values[bad] = [(math.nan, 2.0), (1.0, -math.inf), (1.0, 11.0), (math.inf, 2.0)][kind]
-    watch = Watch(torch.device("cpu"), limit)
+    watch = DivergenceMonitor(torch.device("cpu"), limit)
     for step, (loss, norm) in enumerate(values):
         watch.note(step, {"loss": torch.tensor(loss), "d_grad_norm": torch.tensor(norm)})
     expected = bad if kind != 2 or limit else torch.iinfo(torch.int64).max
@@ -51,7 +51,7 @@ def test_of_any_numbers_the_first_bad_step_is_the_one_named(bad: int, limit: flo
 
 def diverge_on_one(out: Path) -> None:
     accelerator = make_accelerator()
-    watch, wrong = Watch(accelerator.device, 100.0), accelerator.process_index == 1
+    watch, wrong = DivergenceMonitor(accelerator.device, 100.0), accelerator.process_index == 1
     for step in range(4):
         watch.note(step, {"loss": torch.tensor(1.0), "g_grad_norm": torch.tensor(1e4 if wrong and step == 2 else 1.0)})
     with pytest.raises(TrainingDivergedError, match=r"exploded at step 2 \(norm 1e\+04"):

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.metrics import (
+    fid_infinity,
     frechet_distance,
     inception_score,
-    infinite_frechet_distance,
-    kernel_distance,
+    kid,
     precision_recall,
 )
-from eval.statistics import Moments, factored, moments_of
+from eval.statistics import GaussianStats, factored, gaussian_stats
 from gan.utils.errors import UserError
 
 
@@ -26,7 +26,7 @@ def features(count: int, dimensions: int, seed: int = 0, scale: float = 1.0, shi
 
 def test_distance_of_equal_covariances_is_that_of_the_means() -> None:
     covariance = np.cov(features(50, 6), rowvar=False)
-    a, b = Moments(np.zeros(6), covariance), Moments(np.arange(6.0), covariance)
+    a, b = GaussianStats(np.zeros(6), covariance), GaussianStats(np.arange(6.0), covariance)
     assert frechet_distance(a, b) == pytest.approx(55, rel=1e-12)
 
 
@@ -34,7 +34,7 @@ def test_distance_of_equal_covariances_is_that_of_the_means() -> None:
 def test_distance_of_independent_features_is_that_of_their_deviations(deviations: list[tuple[float, float]]) -> None:
     a, b = np.array(deviations).T
     zero = np.zeros(len(a))
-    distance = frechet_distance(Moments(zero, np.diag(a**2)), Moments(zero, np.diag(b**2)))
+    distance = frechet_distance(GaussianStats(zero, np.diag(a**2)), GaussianStats(zero, np.diag(b**2)))
     assert distance == pytest.approx(((a - b) ** 2).sum(), rel=1e-6, abs=1e-6 * max(1.0, a.max() ** 2, b.max() ** 2))
 
 
@@ -42,7 +42,7 @@ def test_distance_of_independent_features_is_that_of_their_deviations(deviations
 def test_distance_is_symmetric_and_the_nuclear_norm_of_the_centred_features(n: int, m: int, dimensions: int, seed: int) -> None:
     # tr((S_a S_b)^(1/2)) is the sum of the singular values of X_a X_b^T, which needs no square root of a matrix.
     x, y = features(n, dimensions, seed).astype(np.float64), features(m, dimensions, seed + 1, shift=1).astype(np.float64)
-    a, b = moments_of(x), moments_of(y)
+    a, b = gaussian_stats(x), gaussian_stats(y)
     centred = [(z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y)]
     cross = scipy.linalg.svdvals(centred[0] @ centred[1].T).sum()
     total = np.trace(a.covariance + b.covariance)
@@ -51,29 +51,29 @@ def test_distance_is_symmetric_and_the_nuclear_norm_of_the_centred_features(n: i
     assert frechet_distance(a, b) == same
     assert frechet_distance(b, a) == same
     # Also with b's factor at hand and not a's, and the other way round, and with few features as their own factor.
-    assert frechet_distance(moments_of(x), b) == same
-    assert frechet_distance(a, moments_of(y)) == same
-    assert frechet_distance(factored(moments_of(x), x), moments_of(y)) == same
+    assert frechet_distance(gaussian_stats(x), b) == same
+    assert frechet_distance(a, gaussian_stats(y)) == same
+    assert frechet_distance(factored(gaussian_stats(x), x), gaussian_stats(y)) == same
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(500, 64), (40, 64), (3, 64), (65, 64)])
 def test_distance_of_a_set_to_itself_is_zero_also_where_its_covariance_is_singular(count: int, dimensions: int) -> None:
-    a = moments_of(features(count, dimensions))
-    assert abs(frechet_distance(a, moments_of(features(count, dimensions)))) <= 1e-6
+    a = gaussian_stats(features(count, dimensions))
+    assert abs(frechet_distance(a, gaussian_stats(features(count, dimensions)))) <= 1e-6
 
 
 def test_distance_with_features_that_never_vary_is_that_without_them() -> None:
     # ReLUs that are dead for every image leave zero rows, for which there is no Cholesky factor.
     a, b = features(300, 20), features(300, 20, seed=1)
     dead = np.zeros((300, 5), np.float32)
-    with_dead = frechet_distance(*(moments_of(np.hstack([x, dead])) for x in (a, b)))
-    assert with_dead == pytest.approx(frechet_distance(moments_of(a), moments_of(b)), rel=1e-9)
+    with_dead = frechet_distance(*(gaussian_stats(np.hstack([x, dead])) for x in (a, b)))
+    assert with_dead == pytest.approx(frechet_distance(gaussian_stats(a), gaussian_stats(b)), rel=1e-9)
 
 
 def test_distance_does_not_depend_on_the_order_of_images() -> None:
-    a, b = features(2500, 96), moments_of(features(2000, 96, seed=1, shift=0.5))
+    a, b = features(2500, 96), gaussian_stats(features(2000, 96, seed=1, shift=0.5))
     shuffled = a[np.random.RandomState(3).permutation(len(a))]
-    assert frechet_distance(moments_of(shuffled), b) == pytest.approx(frechet_distance(moments_of(a), b), rel=1e-9)
+    assert frechet_distance(gaussian_stats(shuffled), b) == pytest.approx(frechet_distance(gaussian_stats(a), b), rel=1e-9)
 
 
 def test_distance_is_both_peers() -> None:
@@ -81,7 +81,7 @@ def test_distance_is_both_peers() -> None:
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     a, b = features(600, 48), features(500, 48, seed=1, shift=1)
-    mine = frechet_distance(moments_of(a), moments_of(b))
+    mine = frechet_distance(gaussian_stats(a), gaussian_stats(b))
     statistics = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
     assert mine == pytest.approx(fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"], rel=1e-8)
     one, two = ((s["mu"], s["sigma"]) for s in statistics)
@@ -90,14 +90,14 @@ def test_distance_is_both_peers() -> None:
 
 def test_distance_of_samples_of_known_gaussians_is_the_closed_form() -> None:
     draw = np.random.RandomState(0)
-    a = moments_of(draw.randn(200_000, 4).astype(np.float32) * [1, 2, 3, 4])
-    b = moments_of(draw.randn(200_000, 4).astype(np.float32) * [4, 2, 3, 1] + 1)
+    a = gaussian_stats(draw.randn(200_000, 4).astype(np.float32) * [1, 2, 3, 4])
+    b = gaussian_stats(draw.randn(200_000, 4).astype(np.float32) * [4, 2, 3, 1] + 1)
     assert frechet_distance(a, b) == pytest.approx(4 + 9 + 9, rel=0.01)
 
 
 def test_distance_refuses_other_dimensions() -> None:
     with pytest.raises(UserError, match="4 and of 5"):
-        frechet_distance(moments_of(features(9, 4)), moments_of(features(9, 5)))
+        frechet_distance(gaussian_stats(features(9, 4)), gaussian_stats(features(9, 5)))
 
 
 def test_inception_score_of_equal_predictions_is_one() -> None:
@@ -132,7 +132,7 @@ def test_kid_is_its_definition_on_one_subset_of_all() -> None:
 
     within = sum(k(s[i], s[j]) for s in (x, y) for i in range(7) for j in range(7) if i != j) / (7 * 6)
     across = sum(k(a, b) for a in x for b in y) / 49
-    assert kernel_distance(x, y, 3, 7) == pytest.approx((within - 2 * across, 0), abs=1e-9)
+    assert kid(x, y, 3, 7) == pytest.approx((within - 2 * across, 0), abs=1e-9)
 
 
 def test_kid_is_torch_fidelitys() -> None:
@@ -142,14 +142,14 @@ def test_kid_is_torch_fidelitys() -> None:
     theirs = kid_features_to_metric(
         torch.from_numpy(a).double(), torch.from_numpy(b).double(), kid_subsets=20, kid_subset_size=60, verbose=False
     )
-    assert kernel_distance(a, b, 20, 60) == pytest.approx(
+    assert kid(a, b, 20, 60) == pytest.approx(
         (theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]), rel=1e-9
     )
 
 
 def test_kid_is_unbiased() -> None:
     draw = np.random.RandomState(0)
-    values = [kernel_distance(*draw.randn(2, 40, 3), subsets=1, size=40)[0] for _ in range(300)]
+    values = [kid(*draw.randn(2, 40, 3), subsets=1, size=40)[0] for _ in range(300)]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
 
 
@@ -170,10 +170,10 @@ def test_precision_is_of_the_generated_and_recall_of_the_real() -> None:
 
 def test_distance_at_infinity_removes_the_bias_of_few_images() -> None:
     # As many images to a dimension as in the protocol `paper`: 10,000 of 2,048, from 5,000 on.
-    truth = Moments(np.zeros(200), np.eye(200))
+    truth = GaussianStats(np.zeros(200), np.eye(200))
     draws = [np.random.RandomState(seed).randn(976, 200).astype(np.float32) for seed in range(10)]
-    plain = np.mean([frechet_distance(moments_of(x), truth) for x in draws])
-    extrapolated = np.mean([infinite_frechet_distance(x, truth, 488, 10, seed) for seed, x in enumerate(draws)])
+    plain = np.mean([frechet_distance(gaussian_stats(x), truth) for x in draws])
+    extrapolated = np.mean([fid_infinity(x, truth, 488, 10, seed) for seed, x in enumerate(draws)])
     print(plain, extrapolated)
     assert plain > 10
     assert abs(extrapolated) < plain / 8
@@ -181,8 +181,8 @@ def test_distance_at_infinity_removes_the_bias_of_few_images() -> None:
 
 @pytest.mark.parametrize("mean", [1e160, np.array([0, 1e307, 1e308, -1e308, 0])])
 def test_a_distance_beyond_all_numbers_is_told(mean: float | np.ndarray) -> None:
-    good = moments_of(features(200, 5))
-    for pair in ((good, Moments(mean * np.ones(5), np.eye(5))), (Moments(mean * np.ones(5), np.eye(5)), good)):
+    good = gaussian_stats(features(200, 5))
+    for pair in ((good, GaussianStats(mean * np.ones(5), np.eye(5))), (GaussianStats(mean * np.ones(5), np.eye(5)), good)):
         with pytest.raises(UserError, match="distance is not finite"):
             frechet_distance(*pair)
 
@@ -190,12 +190,12 @@ def test_a_distance_beyond_all_numbers_is_told(mean: float | np.ndarray) -> None
 @pytest.mark.parametrize("score", ["is", "kid", "precision", "infinity"])
 def test_too_few_images_and_numbers_that_are_not_finite_are_told(score: str) -> None:
     def call(values: np.ndarray) -> object:
-        good, moments = features(200, 5), moments_of(features(200, 5))
+        good, moments = features(200, 5), gaussian_stats(features(200, 5))
         return {
             "is": lambda: inception_score(values, 10),
-            "kid": lambda: kernel_distance(values, good, 5, 50),
+            "kid": lambda: kid(values, good, 5, 50),
             "precision": lambda: precision_recall(good, values),
-            "infinity": lambda: infinite_frechet_distance(values, moments, 90),
+            "infinity": lambda: fid_infinity(values, moments, 90),
         }[score]()
 
     broken = features(200, 5)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from gan.models.norms import (
     BatchNorm,
-    Centring,
+    MeanShift,
     MeanSpectralNorm,
     SpectralNorm,
-    divided_once,
-    iterate_spectral_norms,
     normalize,
     normalize_input,
+    power_iterate,
+    shared_spectral_weights,
 )
 
 
@@ -114,7 +114,7 @@ def test_output_of_mean_spectral_norm_has_mean_m(case: tuple[nn.Module, Tensor])
 def test_spectral_norm_makes_the_largest_singular_value_one(case: tuple[nn.Module, Tensor]) -> None:
     layer, _ = case
     norm = SpectralNorm(layer)
-    norm.iterate(3000)
+    norm.power_iteration(3000)
     weight = norm.weight()
     matrix = weight.transpose(0, 1).flatten(1) if isinstance(layer, nn.ConvTranspose2d) else weight.flatten(1)
     assert abs(float(torch.linalg.matrix_norm(matrix, 2)) - 1) < 1e-4  # a close second singular value slows convergence
@@ -145,7 +145,7 @@ def test_gradient_of_spectral_norm_is_that_of_its_definition(case: tuple[nn.Modu
 def test_gradient_of_spectral_norm_is_equation_9() -> None:
     layer = nn.Linear(4, 3, bias=False).double()
     norm = SpectralNorm(layer)
-    norm.iterate(200)
+    norm.power_iteration(200)
     upstream = torch.randn(3, 4).double()
     (gradient,) = torch.autograd.grad((norm.weight() * upstream).sum(), layer.weight)
     u, _, v = torch.linalg.svd(layer.weight.detach())
@@ -172,7 +172,7 @@ def test_gradients_of_mean_spectral_norm_are_finite_differences_of_equations_6_a
     torch.manual_seed(0)
     layer = make().double()
     norm, x = MeanSpectralNorm(layer), torch.randn(4, 3, 6, 6).double().requires_grad_()
-    norm.iterate(500)
+    norm.power_iteration(500)
     transposed = isinstance(layer, nn.ConvTranspose2d)
     apply = torch.nn.functional.conv_transpose2d if transposed else torch.nn.functional.conv2d
 
@@ -199,7 +199,7 @@ def test_gradients_of_mean_spectral_norm_are_finite_differences_of_equations_6_a
 @given(st.integers(2, 5), st.integers(1, 4), st.integers(1, 6), st.booleans(), st.integers(0, 2**31))
 def test_centring_is_equation_7(batch: int, channels: int, size: int, last: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    module = Centring(channels).double()
+    module = MeanShift(channels).double()
     with torch.no_grad():
         module.m.normal_()
     h = torch.randn(batch, channels, size, size).double() + 3
@@ -218,17 +218,17 @@ def test_centring_is_equation_7(batch: int, channels: int, size: int, last: bool
 
 def test_centring_can_be_differentiated_twice() -> None:
     torch.manual_seed(0)
-    module, h = Centring(2).double(), torch.randn(3, 2, 2, 2).double().requires_grad_()
+    module, h = MeanShift(2).double(), torch.randn(3, 2, 2, 2).double().requires_grad_()
     assert torch.autograd.gradgradcheck(lambda t: module(t).sigmoid(), h)
 
 
 def test_an_input_is_normalised_by_what_its_norm_says() -> None:
     kinds = [type(normalize_input(3, norm)) for norm in ("none", "spectral", "batch", "mean_spectral")]
-    assert kinds == [nn.Identity, nn.Identity, BatchNorm, Centring]
+    assert kinds == [nn.Identity, nn.Identity, BatchNorm, MeanShift]
     with pytest.raises(ValueError, match="expected none"):
         normalize_input(3, "layer")
     with pytest.raises(ValueError, match="more than one value"):
-        Centring(3)(torch.zeros(1, 3, 1, 1))
+        MeanShift(3)(torch.zeros(1, 3, 1, 1))
 
 
 def test_all_zero_weight_stays_zero_and_finite() -> None:
@@ -255,7 +255,7 @@ def test_state_dict_round_trip_gives_the_same_output(norm: str) -> None:
     x = torch.randn(4, 3, 8, 8)
     first = normalize(nn.Conv2d(3, 5, 3), norm)
     first(x)
-    iterate_spectral_norms(first)
+    power_iterate(first)
     second = normalize(nn.Conv2d(3, 5, 3), norm)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.eval()(x), second.eval()(x))
@@ -309,7 +309,7 @@ def test_power_iteration_runs_only_when_asked() -> None:
     assert torch.equal(module.u, before)
     with torch.no_grad():
         module.layer.weight.normal_()
-    iterate_spectral_norms(module)
+    power_iterate(module)
     assert not torch.equal(module.u, before)
 
 
@@ -318,7 +318,7 @@ def test_weights_divided_once_for_two_batches_change_no_value_and_no_gradient(ca
     layer, x = case
     network, found = nn.Sequential(SpectralNorm(layer, initial_iterations=1)), []
     for once in (False, True):
-        with divided_once(network) if once else nullcontext():
+        with shared_spectral_weights(network) if once else nullcontext():
             assert (network[0].weight() is network[0].weight()) == once
             outputs = network(x), network(2 * x)
         sum(y.square().sum() for y in outputs).backward()

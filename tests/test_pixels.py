@@ -13,7 +13,7 @@ from torch import Tensor
 from gan.data import datasets
 from gan.data.datasets import load_images
 from gan.utils.errors import UserError
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def decoded(path: Path, **settings: object) -> tuple[Tensor, int]:
             read.append(item)
             yield item
 
-    images = load_images(Data(name="folder", path=str(path), **settings))  # type: ignore[arg-type]
+    images = load_images(DataConfig(name="folder", path=str(path), **settings))  # type: ignore[arg-type]
     return images.to_memory(follow), len(read)
 
 
@@ -87,14 +87,14 @@ def test_workers_decode_the_same_and_tell_a_mistake_as_one_process_does(
     monkeypatch.setattr(datasets, "_READ_TOGETHER", 2)
     monkeypatch.setattr(datasets, "_WORTH_KEEPING", 1e9)
     state = torch.get_rng_state()
-    images = load_images(Data(name="folder", path=str(archive)))
+    images = load_images(DataConfig(name="folder", path=str(archive)))
     alone, together = (images.to_memory(lambda items, _total, _what: items, workers) for workers in (0, 2))
     assert torch.equal(alone, together)
     assert alone[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(torch.get_rng_state(), state)
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("3b.png", "no image")
-    broken = load_images(Data(name="folder", path=str(archive)))
+    broken = load_images(DataConfig(name="folder", path=str(archive)))
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"3b.png: not an image"):
             broken.to_memory(lambda items, _total, _what: items, workers)

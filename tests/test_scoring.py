@@ -15,7 +15,7 @@ from eval import formatting, protocols
 from eval.features import Features
 from eval.protocols import PROTOCOLS, Protocol, Reference, measure
 from gan import load_generator
-from gan.config import Evaluation
+from gan.config import EvaluationConfig
 from gan.runs import scores
 from gan.utils import cli
 from gan.utils.errors import UserError
@@ -68,7 +68,7 @@ def random_features(count: int, seed: int, shift: float = 0.0) -> Features:
 
 
 def test_settings_name_the_protocols_that_there_are() -> None:
-    assert set(PROTOCOLS) == set(Evaluation.__annotations__["protocol"].__args__)
+    assert set(PROTOCOLS) == set(EvaluationConfig.__annotations__["protocol"].__args__)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ SMALL = Protocol(
 
 def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distance() -> None:
     from eval.metrics import frechet_distance
-    from eval.statistics import moments_of
+    from eval.statistics import gaussian_stats
 
     generated, reference = random_features(150, 0, shift=1), Reference(random_features(400, 1))
     found = measure(generated, reference, SMALL)
     real, real_moments = reference.part(SMALL)
     assert real is not None
     assert len(real) == 120
-    each = [frechet_distance(moments_of(generated.values[i * 50 : (i + 1) * 50]), real_moments) for i in range(3)]
+    each = [frechet_distance(gaussian_stats(generated.values[i * 50 : (i + 1) * 50]), real_moments) for i in range(3)]
     assert found["fid"]["values"] == pytest.approx(each, rel=1e-9)
     assert (found["fid"]["mean"], found["fid"]["std"]) == pytest.approx((np.mean(each), np.std(each)))
-    assert found["pooled"]["fid"] == pytest.approx(frechet_distance(moments_of(generated.values), real_moments), rel=1e-9)
+    assert found["pooled"]["fid"] == pytest.approx(frechet_distance(gaussian_stats(generated.values), real_moments), rel=1e-9)
     assert found["pooled"]["fid"] < found["fid"]["mean"], "few images score worse than all of them"
 
 

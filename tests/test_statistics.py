@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.statistics import Accumulator, Moments, load_moments, moments_of, save_moments
+from eval.statistics import Accumulator, GaussianStats, gaussian_stats, load_stats, save_stats
 from gan.utils.errors import UserError
 
 
@@ -31,7 +31,7 @@ def test_pieces_and_merged_parts_give_numpys_covariance(sizes: list[int], dimens
 
 @given(st.integers(2, 30), st.integers(1, 30), st.integers(0, 99))
 def test_the_factor_gives_the_covariance_back(count: int, dimensions: int, seed: int) -> None:
-    moments = moments_of(np.random.RandomState(seed).randn(count, dimensions))
+    moments = gaussian_stats(np.random.RandomState(seed).randn(count, dimensions))
     factor = moments.factor
     np.testing.assert_allclose(factor @ factor.T, moments.covariance, atol=1e-10)
     assert factor.shape[1] <= max(1, min(dimensions, count - 1))
@@ -39,17 +39,17 @@ def test_the_factor_gives_the_covariance_back(count: int, dimensions: int, seed:
 
 def test_one_image_and_numbers_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="at least 2"):
-        moments_of(np.ones((1, 3)))
+        gaussian_stats(np.ones((1, 3)))
     with pytest.raises(UserError, match="not finite"):
-        moments_of(np.array([[1.0, np.inf], [0.0, 1.0]]))
+        gaussian_stats(np.array([[1.0, np.inf], [0.0, 1.0]]))
 
 
 def test_written_statistics_come_back_and_pytorch_fid_reads_them(tmp_path: Path) -> None:
     from pytorch_fid.fid_score import compute_statistics_of_path
 
-    moments = moments_of(np.random.RandomState(0).randn(20, 3), {"extractor": {"extractor": "inception"}})
-    save_moments(tmp_path / "x.npz", moments)
-    again = load_moments(tmp_path / "x.npz")
+    moments = gaussian_stats(np.random.RandomState(0).randn(20, 3), {"extractor": {"extractor": "inception"}})
+    save_stats(tmp_path / "x.npz", moments)
+    again = load_stats(tmp_path / "x.npz")
     assert (again.mean == moments.mean).all()
     assert (again.covariance == moments.covariance).all()
     assert (again.count, again.provenance) == (20, moments.provenance)
@@ -61,8 +61,8 @@ def test_written_statistics_come_back_and_pytorch_fid_reads_them(tmp_path: Path)
 def test_a_foreign_file_is_read_when_the_user_says_who_made_it(tmp_path: Path) -> None:
     np.savez(tmp_path / "foreign.npz", mu=np.zeros(4, np.float32), sigma=np.eye(4, dtype=np.float32))
     with pytest.raises(UserError, match="--made-by"):
-        load_moments(tmp_path / "foreign.npz")
-    moments = load_moments(tmp_path / "foreign.npz", made_by="inception-pytorch-fid")
+        load_stats(tmp_path / "foreign.npz")
+    moments = load_stats(tmp_path / "foreign.npz", made_by="inception-pytorch-fid")
     assert moments.provenance["extractor"] == {"extractor": "inception-pytorch-fid"}
     assert moments.count is None
     assert moments.covariance.dtype == np.float64
@@ -104,12 +104,12 @@ def test_a_file_that_holds_no_statistics_is_one_line(name: str, tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.npz").write_bytes(BAD[name])
     with pytest.raises(UserError, match=r"x\.npz: ") as caught:
-        load_moments(tmp_path / "x.npz", made_by="inception")
+        load_stats(tmp_path / "x.npz", made_by="inception")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "harm").exists(), "code of the file was run"
 
 
 def test_provenance_is_json_beside_the_arrays(tmp_path: Path) -> None:
-    save_moments(tmp_path / "x.npz", Moments(np.zeros(2), np.eye(2), 9, {"b": 1, "a": [2]}))
+    save_stats(tmp_path / "x.npz", GaussianStats(np.zeros(2), np.eye(2), 9, {"b": 1, "a": [2]}))
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         assert json.loads(str(file["provenance"])) == {"a": [2], "b": 1}

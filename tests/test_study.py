@@ -25,8 +25,8 @@ from gan.utils.settings import set_value
 from study import speed
 from study import sweep as sweeping
 from study.__main__ import main
-from study.classifier_task import ClassifierWork, step_after
-from study.config import LabelledData, Probes, Study, load_study
+from study.classifier_task import ClassifierTask, step_after
+from study.config import LabelledDataConfig, ProbesConfig, StudyConfig, load_study_config
 from study.data import training_images
 from study.models import build_classifier, densenet_bc, loss_of, weighted_layers
 from study.probes import Prober
@@ -119,14 +119,14 @@ def test_initial_weights_are_a_function_of_the_seed_and_the_same_under_every_nor
 
 
 def test_held_out_images_are_apart_and_the_same_for_every_run() -> None:
-    data = LabelledData(name="digits", image_size=28)
+    data = LabelledDataConfig(name="digits", image_size=28)
     train_on = training_images(data)
     tested = train_on.tested
     assert len(train_on) + len(tested) == 1797
     assert len(tested) == 359
     assert not set(train_on.source.indices) & set(tested.source.indices)
     assert training_images(data).fingerprint == train_on.fingerprint
-    fewer = training_images(LabelledData(name="digits", image_size=28, train_images=100))
+    fewer = training_images(LabelledDataConfig(name="digits", image_size=28, train_images=100))
     assert len(fewer) == 100
     assert len(set(fewer.labels.numbers)) == 10
 
@@ -135,7 +135,7 @@ def test_classes_of_the_test_images_must_be_those_trained_on(tmp_path: Path) -> 
     for name in ("train/cat/a.png", "train/dog/b.png", "test/cat/a.png", "test/cow/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (28, 28)).save(tmp_path / name)
-    data = LabelledData(name="folder", path=str(tmp_path / "train"), test_path=str(tmp_path / "test"), image_size=28)
+    data = LabelledDataConfig(name="folder", path=str(tmp_path / "train"), test_path=str(tmp_path / "test"), image_size=28)
     with pytest.raises(UserError, match=r"cat, cow.*cat, dog"):
         training_images(data)
 
@@ -155,7 +155,7 @@ def test_vgg7_trains_on_files_in_the_format_of_svhn(tmp_path: Path, monkeypatch:
     words = ["train", "--config", str(config), f"data.path={tmp_path}", f"run.dir={tmp_path}", "training.epochs=1"]
     assert study(*words, "training.batch_size=20", "training.precision=fp32") == 0
     assert read_run(tmp_path / "svhn_vgg7").complete
-    trained_on = training_images(LabelledData(name="svhn", path=str(tmp_path)))
+    trained_on = training_images(LabelledDataConfig(name="svhn", path=str(tmp_path)))
     assert trained_on.labels.numbers.tolist() == [(1 + index % 10) % 10 for index in range(40)]
     assert len(trained_on.tested) == 20
 
@@ -245,12 +245,12 @@ def test_two_processes_are_one(norm: str, tmp_path: Path) -> None:
             assert abs(a[key] - b[key]) < 1e-6 * (abs(a[key]) + 1e-3), key
 
 
-# Probes
+# ProbesConfig
 
 
 def test_probes_are_what_their_names_say() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3)).double()
-    config = Probes(every=1, bins=5)
+    config = ProbesConfig(every=1, bins=5)
     prober = Prober(network, config, total=10)
     x = torch.randn(4, 1, 4, 4).double()
     with prober.watching():
@@ -282,7 +282,7 @@ def test_under_sn_probes_are_of_the_weight_that_the_layer_computes_with(finished
 def test_in_densenet_the_preactivation_is_what_the_next_norm_leaves_of_the_layer(norm: str, centred: bool) -> None:
     torch.manual_seed(0)
     network = densenet_bc(norm)
-    prober = Prober(network, Probes(), total=1)
+    prober = Prober(network, ProbesConfig(), total=1)
     x = torch.randn(4, 3, 32, 32) + 1
     with prober.watching():
         loss_of(network(x), torch.arange(4)).backward()
@@ -348,9 +348,9 @@ def test_a_sweep_goes_on_with_a_run_killed_between_its_last_test_and_its_last_ch
 def test_a_broken_run_is_reported_and_ends_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ClassifierWork.step
+    whole = ClassifierTask.step
 
-    def breaking(self: ClassifierWork, number: int) -> Any:
+    def breaking(self: ClassifierTask, number: int) -> Any:
         metrics = whole(self, number)
         if self.config.model.norm == "batch" and self.config.seed == 0 and number == 5:
             raise RuntimeError("a bug")
@@ -358,7 +358,7 @@ def test_a_broken_run_is_reported_and_ends_no_other(
             metrics["loss"] = metrics["loss"] * float("nan")
         return metrics
 
-    monkeypatch.setattr(ClassifierWork, "step", breaking)
+    monkeypatch.setattr(ClassifierTask, "step", breaking)
     words = ["sweep", *SWEEP, *TINY, f"run.dir={tmp_path}"]
     assert study(*words) == 1
     captured = capsys.readouterr()
@@ -366,7 +366,7 @@ def test_a_broken_run_is_reported_and_ends_no_other(
     assert "not finite since step 1" in captured.err
     assert "1 diverged, 1 unfinished" in captured.out
     assert all(read_run(tmp_path / f"digits_cnn3_mean_spectral_lr0.001_seed{seed}").complete for seed in (0, 1))
-    monkeypatch.setattr(ClassifierWork, "step", whole)
+    monkeypatch.setattr(ClassifierTask, "step", whole)
     assert study(*words) == 0  # the bug is mended: that run goes on; what diverged is not tried in vain
     captured = capsys.readouterr()
     assert "failed before: losses or gradients are not finite" in captured.err
@@ -570,14 +570,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(tmp_path: Path, capsys: pytest.C
 
 @given(st.integers(1, 500), st.integers(1, 64), st.floats(0.1, 5))
 def test_the_last_step_is_the_first_after_all_epochs(count: int, batch: int, epochs: float) -> None:
-    config = set_value(Study(), "training.batch_size", batch)
+    config = set_value(StudyConfig(), "training.batch_size", batch)
     step = step_after(epochs, config, [None] * count)  # type: ignore[arg-type]
     assert step * batch >= epochs * count > (step - 1) * batch
 
 
 def test_ready_configurations_load_under_their_own_name() -> None:
     for path in (ROOT / "configs" / "study").glob("*.yaml"):
-        assert load_study(path).run.name == path.stem
+        assert load_study_config(path).run.name == path.stem
 
 
 def test_a_sweep_goes_through_every_combination_of_its_grid() -> None:

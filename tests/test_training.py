@@ -14,27 +14,27 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.steps import prepare
-from gan.config import Config, load_config
+from gan.config import GanConfig, load_config
 from gan.data.datasets import BatchStream, load_images
 from gan.runs import checkpoints
 from gan.training.gan_step import (
-    GanJob,
-    Players,
-    build_players,
+    GanContext,
+    GanState,
+    build_state,
     score,
     train_step,
     update_average,
     update_discriminator,
     update_generator,
 )
-from gan.utils.settings import Data, set_value
+from gan.utils.settings import DataConfig, set_value
 from tests.conftest import TINY, command
 from train import DEFAULT
 
 Tiny = Callable[..., list[str]]
 
 
-def start(*overrides: str) -> tuple[Players, BatchStream, GanJob]:
+def start(*overrides: str) -> tuple[GanState, BatchStream, GanContext]:
     """A tiny run in float64, about to take its first step."""
     config = load_config(DEFAULT, [*TINY, "training.precision=fp64", "model.init_std=0.2", *overrides])
     return prepare(config)
@@ -166,8 +166,8 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     first, _, job = start("seed=7")
     torch.manual_seed(2)
     torch.rand(3)
-    second = build_players(job)
-    other = build_players(replace(job, config=set_value(job.config, "seed", 8)))
+    second = build_state(job)
+    other = build_state(replace(job, config=set_value(job.config, "seed", 8)))
     weights = [players.generator.state_dict()["layers.0.0.weight"] for players in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -238,7 +238,7 @@ def test_a_file_that_disappears_during_training_from_memory_does_no_harm(tiny: T
     (tmp_path / "images").mkdir()
     for index in range(3):
         Image.new("L", (32, 32), index).save(tmp_path / "images" / f"{index}.png")
-    images = load_images(Data(name="folder", path=str(tmp_path / "images")))
+    images = load_images(DataConfig(name="folder", path=str(tmp_path / "images")))
     before = images.fingerprint
     (tmp_path / "images" / "1.png").unlink()
     assert images.fingerprint == before  # as it was when the run started
@@ -281,7 +281,7 @@ def test_precision_auto_is_resolved_once(tmp_path: Path) -> None:
     resolved = load_config(tmp_path / "auto" / "config.yaml")
     assert resolved.training.precision in ("bf16", "fp32")
     assert resolved.data.channels == 1
-    assert Config().training.precision == "auto"
+    assert GanConfig().training.precision == "auto"
     other = "fp32" if resolved.training.precision == "bf16" else "bf16"
     assert command([*arguments, "training.steps=2"]) == 0
     assert command([*arguments, "training.steps=3", f"training.precision={other}"]) == 2

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gan.training.gan_step import train_step
-from gan.training.health import Watch
+from gan.training.health import DivergenceMonitor
 from tests.conftest import command
 from tests.test_training import start
 
@@ -64,7 +64,7 @@ def test_a_step_looks_at_nothing(norm: str, loss: str) -> None:
     players, stream, job = start(
         f"model.discriminator.norm={norm}", f"loss.name={loss}", "data.flip=true", "optimizer.decay=linear"
     )
-    health = Watch(job.device, 1e6)
+    health = DivergenceMonitor(job.device, 1e6)
     with watched() as found:
         for step in range(2):
             health.note(step, train_step(players, stream, step, job))

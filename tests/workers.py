@@ -25,7 +25,7 @@ from eval import __main__ as scoring
 from eval import features
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
-from gan.config import Config, load_config
+from gan.config import GanConfig, load_config
 from gan.training.gan_step import train_step
 from gan.utils import cli
 from tests.small import QUICK, scale_down
@@ -86,7 +86,7 @@ def _in_environment(environment: dict[str, str], function: Callable[..., None], 
     function(*arguments)
 
 
-def train_and_save(config: Config, steps: int, out: Path) -> None:
+def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
     """Runs ``steps`` steps and saves gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
     players, stream, job = prepare(config)
     accelerator, config = job.accelerator, job.config
@@ -108,7 +108,7 @@ def train_and_save(config: Config, steps: int, out: Path) -> None:
     torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")
 
 
-def config_of(arguments: Sequence[str]) -> Config:
+def config_of(arguments: Sequence[str]) -> GanConfig:
     return load_config(program.DEFAULT, arguments)
 
 

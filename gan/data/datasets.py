@@ -18,7 +18,7 @@ from gan.data import pixel_cache
 from gan.data.sources import Bytes, Labels, Source, image_channels, is_archive, needs_decoding, open_source
 from gan.utils import keyed_random
 from gan.utils.errors import UserError
-from gan.utils.settings import Data, Settings
+from gan.utils.settings import DataConfig, RunConfig
 
 DECODING = 1  # of `to_pixels`: another number when it gives other pixels
 _WORTH_KEEPING = 1.0  # seconds
@@ -40,7 +40,7 @@ def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Byt
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-class Images(Dataset[Tensor]):
+class ImageDataset(Dataset[Tensor]):
     """A source's images, each (C, S, S) uint8, by index."""
 
     def __init__(self, source: Source, *, size: int, channels: int) -> None:
@@ -105,13 +105,13 @@ class Images(Dataset[Tensor]):
         return torch.from_numpy(images)
 
 
-def load_images(data: Data) -> Images:
+def load_images(data: DataConfig) -> ImageDataset:
     """The images that ``data`` names, at its size. Raises UserError as ``open_source`` does."""
     source = open_source(data)
-    return Images(source, size=data.image_size, channels=image_channels(data, source))
+    return ImageDataset(source, size=data.image_size, channels=image_channels(data, source))
 
 
-class Share:
+class BatchShard:
     """Which part of a global batch is this process's: the same part of every micro-batch.
 
     Position p of an update counts real images (or fakes) over the whole run, so that what is drawn for p depends on
@@ -127,7 +127,7 @@ class Share:
         self.local_size = self.width * parts
 
     @classmethod
-    def of(cls, config: Settings, *, rank: int, processes: int) -> "Share":
+    def of(cls, config: RunConfig, *, rank: int, processes: int) -> "BatchShard":
         """The share of process ``rank`` in a run with ``config``."""
         return cls(batch_size=config.training.batch_size, parts=config.micro_batches, rank=rank, processes=processes)
 
@@ -147,7 +147,9 @@ class Share:
 class BatchStream:
     """Real images for each D update: a function of (seed, update), in memory or streamed alike."""
 
-    def __init__(self, images: Images, memory: Tensor | None, *, config: Settings, share: Share, device: torch.device) -> None:
+    def __init__(
+        self, images: ImageDataset, memory: Tensor | None, *, config: RunConfig, share: BatchShard, device: torch.device
+    ) -> None:
         """``memory`` holds all ``images``, on any device; None streams them with ``config.data.workers`` processes."""
         self.images, self.memory, self.config, self.share, self.device = images, memory, config, share, device
         self._epochs: dict[int, NDArray[Any]] = {}
@@ -224,7 +226,7 @@ class _TextOfMistakes(Dataset[Tensor | str]):
     """Images, or what a UserError says of one: as a value, since a DataLoader that passes an exception on wraps it in a
     traceback, and is then held by a cycle and never stops its workers cleanly."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: ImageDataset) -> None:
         self.images = images
 
     def __getitem__(self, index: int) -> Tensor | str:

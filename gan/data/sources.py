@@ -15,7 +15,7 @@ from gan.data.decoding import MAX_FILE_BYTES, decode, is_grey, is_image_name, re
 from gan.data.torchvision_sets import load_published
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import Archive, read_file
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 
 Bytes = NDArray[np.uint8]
 # Of a zip: ImageNet's 1.3 million images take 105 to 140 MB. 3.6 million empty entries fit in, and 2.3 GB are needed for them.
@@ -234,7 +234,7 @@ def _digits() -> ArraySource:
     return ArraySource(np.asarray(np.rint(digits.images * (255 / 16)), dtype=np.uint8), digits.target)
 
 
-def open_source(data: Data) -> Source:
+def open_source(data: DataConfig) -> Source:
     """The images that ``data`` names. Raises UserError when there are none, or they cannot be had."""
     if data.name == "digits":
         return _digits()
@@ -250,7 +250,7 @@ def open_source(data: Data) -> Source:
     return source
 
 
-def image_channels(data: Data, source: Source | None = None) -> int:
+def image_channels(data: DataConfig, source: Source | None = None) -> int:
     """Channels of the images that ``data`` names, without reading more of it than needed; ``source`` is what
     ``open_source`` made of it, where that is at hand."""
     if data.channels is not None:

@@ -1,6 +1,7 @@
 """Data sets that torchvision knows: downloaded, verified and unpacked where they are not there yet."""
 
 import gzip
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from gan.utils.downloads import alone_in, download, has_checksum
 from gan.utils.errors import UserError, first_line
 from gan.utils.files import remove_unfinished, write_atomically
-from gan.utils.progress import say
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
+
+log = logging.getLogger(__name__)
 
 
-def load_published(data: Data) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
+def load_published(data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
     """The images that ``data`` names, (N, H, W) or (N, H, W, C), the class of each, and how many classes there are.
 
     Raises UserError where they are not there and cannot be had.
@@ -43,7 +45,7 @@ def load_published(data: Data) -> tuple[NDArray[np.uint8], NDArray[np.int64], in
     return images, np.asarray(dataset.targets), 100 if data.name == "cifar100" else 10
 
 
-def _cifar_or_svhn(kind: Any, root: Path, data: Data) -> Any:
+def _cifar_or_svhn(kind: Any, root: Path, data: DataConfig) -> Any:
     part = data.split if data.name == "svhn" else data.split == "train"
     try:
         return kind(root, part)  # verifies each file
@@ -54,7 +56,7 @@ def _cifar_or_svhn(kind: Any, root: Path, data: Data) -> Any:
         return kind(root, part, download=True)  # finds the archive, and unpacks it
 
 
-def _mnist(kind: Any, root: Path, data: Data) -> Any:
+def _mnist(kind: Any, root: Path, data: DataConfig) -> Any:
     """Unpacks the files here: torchvision takes half of one, left by a kill, for whole."""
     folder = root / kind.__name__ / "raw"
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ def _mnist(kind: Any, root: Path, data: Data) -> Any:
         if _is_whole_idx(file):
             continue
         if file.exists():
-            say(f"warning: {file}: not whole. It is made again.")
+            log.warning(f"{file}: not whole. It is made again.")
         if not has_checksum(archive, "md5", md5):
             download([mirror + name for mirror in kind.mirrors], archive, "md5", md5)
         write_atomically(file, gzip.decompress(archive.read_bytes()))

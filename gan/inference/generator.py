@@ -1,5 +1,6 @@
 """A trained generator from a run, a checkpoint or an export: load it, sample from it, export it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,14 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gan.config import Config, load_config
+from gan.config import GanConfig, load_config
 from gan.inference import sampling
 from gan.models.dcgan import build_generator
 from gan.runs import checkpoints
 from gan.utils.errors import UserError
 from gan.utils.files import new_folder, write_synced
-from gan.utils.progress import say
 from gan.utils.settings import set_value
+
+log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
 _FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
@@ -25,7 +27,7 @@ class TrainedGenerator:
     """A generator in evaluation mode, and where it came from."""
 
     network: nn.Module
-    config: Config
+    config: GanConfig
     step: int  # G updates it was trained for
     weights: Weights  # the averaged generator's or the trained one's
     folder: Path  # the checkpoint
@@ -60,7 +62,7 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
     generator, damaged = checkpoints.first_usable(path / "checkpoints", lambda folder: _load(folder, weights, device))
     if generator is not None:
         for message in damaged:
-            say(f"{message} Taking step {generator.step} instead.")
+            log.info(f"{message} Taking step {generator.step} instead.")
         return generator
     if damaged:
         raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
@@ -86,7 +88,7 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
     return TrainedGenerator(network, config, checkpoints.step_of(folder), chosen, folder)
 
 
-def _require_as_many(config: Config, saved: checkpoints.StateDict) -> None:
+def _require_as_many(config: GanConfig, saved: checkpoints.StateDict) -> None:
     """Raises RuntimeError where ``config`` claims more weights than were ``saved``, before there is room made for them."""
     if config.data.channels is None:
         raise RuntimeError("a run resolves data.channels when it starts")

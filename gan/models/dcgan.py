@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gan.config import Config
+from gan.config import GanConfig
 from gan.models.norms import Layer, normalize
 
 SLOPE = 0.1  # of LeakyReLU, in the discriminator
@@ -80,7 +80,7 @@ class Discriminator(nn.Module):
         return scores.squeeze(1)
 
 
-def build_generator(config: Config) -> Generator:
+def build_generator(config: GanConfig) -> Generator:
     """The generator that ``config`` describes, its initial weights a function of the seed alone.
 
     ``config.data.channels`` must have been resolved.
@@ -98,7 +98,7 @@ def build_generator(config: Config) -> Generator:
         )
 
 
-def build_discriminator(config: Config) -> Discriminator:
+def build_discriminator(config: GanConfig) -> Discriminator:
     """Like ``build_generator``, from a sequence of its own."""
     assert config.data.channels is not None
     with torch.random.fork_rng(devices=[]):

@@ -69,7 +69,7 @@ def _as_it_is(vector: Tensor) -> Tensor:
     return vector
 
 
-class Centred(torch.autograd.Function):
+class MeanSubtraction(torch.autograd.Function):
     """h, m -> h - E[h] + m, and E[h], which is not differentiated: two passes over h, and in the backward pass (Eq. 10) two
     over the gradient. Can be differentiated any number of times."""
 
@@ -86,7 +86,7 @@ class Centred(torch.autograd.Function):
         return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
 
 
-class Arguments(NamedTuple):
+class ConvolutionArguments(NamedTuple):
     """Of a convolution, as torch.convolution and its backward pass take them."""
 
     stride: tuple[int, ...]
@@ -97,13 +97,13 @@ class Arguments(NamedTuple):
     groups: int
 
 
-def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Arguments:
+def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
     """Of a layer that pads by numbers, not by a word."""
     assert not isinstance(layer.padding, str)
-    return Arguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
+    return ConvolutionArguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
 
 
-class CentredConvolution(torch.autograd.Function):
+class MeanSubtractedConvolution(torch.autograd.Function):
     """x, W, m -> W * x - E[W * x] + m (Eq. 7), and E[W * x], which is not differentiated.
 
     E[W * x] is W times the mean patch: what each entry of the kernel sees, averaged over batch and positions. It comes
@@ -118,7 +118,7 @@ class CentredConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> tuple[Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
         patch = windows @ mean_over_processes(_summed_image(x, weight.dtype))  # kernel C
@@ -171,7 +171,7 @@ class CentredConvolution(torch.autograd.Function):
         return g_x, g_weight, g_m, None
 
 
-def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: Arguments) -> Tensor:
+def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Eq. 7 word for word, for any number of derivatives."""
     h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
     mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
@@ -213,7 +213,7 @@ def _summed_over_processes(x: Tensor) -> Tensor:
 
 @lru_cache(64)
 def _windows(
-    batch: int, image: torch.Size, kernel: torch.Size, arguments: Arguments, dtype: torch.dtype, device: torch.device
+    batch: int, image: torch.Size, kernel: torch.Size, arguments: ConvolutionArguments, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """(kernel, H W): the share of output positions at which an entry of the kernel meets a position of the image, over the
     number of images: what makes of their sum the mean patch."""
@@ -221,7 +221,7 @@ def _windows(
     return (torch.kron(rows, columns) / batch).to(device, dtype)
 
 
-def _window(size: int, kernel: int, d: int, arguments: Arguments) -> Tensor:
+def _window(size: int, kernel: int, d: int, arguments: ConvolutionArguments) -> Tensor:
     stride, padding, dilation = arguments.stride[d], arguments.padding[d], arguments.dilation[d]
     taps, places = torch.arange(kernel)[:, None], torch.arange(size)[None]
     if arguments.transposed:
@@ -235,13 +235,13 @@ def _window(size: int, kernel: int, d: int, arguments: Arguments) -> Tensor:
     return meets.to(torch.float64) / outputs
 
 
-def _grouped(weight: Tensor, arguments: Arguments) -> Tensor:
+def _grouped(weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Weight as (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
     grouped = weight.unflatten(0, (arguments.groups, -1))  # a view, also to write to
     return grouped.transpose(1, 2) if arguments.transposed else grouped
 
 
-def _respond(weight: Tensor, patch: Tensor, arguments: Arguments) -> Tensor:
+def _respond(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """What each output makes of one ``patch`` (kernel, C): (outputs,)."""
     if arguments.groups == 1:
         matrix = as_matrix(weight, arguments.transposed)[0]
@@ -251,7 +251,7 @@ def _respond(weight: Tensor, patch: Tensor, arguments: Arguments) -> Tensor:
     return torch.cat([_respond(own, seen, one) for own, seen in parts])
 
 
-def _respond_back(weight: Tensor, gradient: Tensor, arguments: Arguments) -> Tensor:
+def _respond_back(weight: Tensor, gradient: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """The gradient of the patch in ``_respond``: (kernel, C)."""
     if arguments.groups == 1:
         above = as_matrix(weight, arguments.transposed)[0].T @ gradient
@@ -262,6 +262,6 @@ def _respond_back(weight: Tensor, gradient: Tensor, arguments: Arguments) -> Ten
     return torch.cat([_respond_back(own, above, one) for own, above in parts], 1)
 
 
-def _kernel_first(weight: Tensor, arguments: Arguments) -> bool:
+def _kernel_first(weight: Tensor, arguments: ConvolutionArguments) -> bool:
     """Whether the rest in ``as_matrix`` is in the order (kernel, inputs) rather than (inputs, kernel)."""
     return not arguments.transposed and not weight.is_contiguous()

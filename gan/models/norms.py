@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.mean_subtraction import (
-    Centred,
-    CentredConvolution,
+    MeanSubtractedConvolution,
+    MeanSubtraction,
     arguments_of,
     as_matrix,
     full_precision,
@@ -56,7 +56,7 @@ def normalize_input(channels: int, norm: str) -> nn.Module:
     if norm == "batch":
         return BatchNorm(channels)
     if norm == "mean_spectral":
-        return Centring(channels)
+        return MeanShift(channels)
     if norm in ("none", "spectral"):
         return nn.Identity()
     raise ValueError(f"norm {norm!r}: expected none, batch, spectral or mean_spectral")
@@ -108,7 +108,7 @@ class SpectralNorm(nn.Module):
     Its gradient u v^T gives Eq. 8-9. sigma is not the norm of a convolution as an operator: that can be up to
     ceil(kernel / stride) times larger in each layer.
 
-    ``iterate`` runs the power iteration and nothing else does: call it once before each update of the weights, and
+    ``power_iteration`` runs the power iteration and nothing else does: call it once before each update of the weights, and
     the forward passes of one update, of the other player and of an evaluation all see the same u and v.
     """
 
@@ -123,14 +123,14 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(outputs, dtype=weight.dtype), dim=0).to(weight.device))
         self.register_buffer("v", torch.zeros(weight.numel() // outputs, dtype=weight.dtype, device=weight.device))
         self._kept: Tensor | None = None  # W / sigma(W) within `divided_once`
-        self.iterate(initial_iterations)
+        self.power_iteration(initial_iterations)
 
     @property
     def _transposed(self) -> bool:
         return isinstance(self.layer, nn.ConvTranspose2d)
 
     @torch.no_grad()
-    def iterate(self, iterations: int = 1) -> None:
+    def power_iteration(self, iterations: int = 1) -> None:
         """Moves u and v towards the singular vectors of the largest singular value."""
         matrix, _, backwards = as_matrix(self.layer.weight, self._transposed)
         with full_precision(matrix.device.type):
@@ -149,7 +149,7 @@ class SpectralNorm(nn.Module):
         """W / sigma(W), in W's shape; an all-zero W stays zero."""
         if self._kept is not None:
             return self._kept
-        weight: Tensor = _DividedBySigma.apply(self.layer.weight, self.u, self.v, self._transposed)
+        weight: Tensor = _DivideBySigma.apply(self.layer.weight, self.u, self.v, self._transposed)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
     return weight / (sigma + (sigma == 0))
 
 
-class _DividedBySigma(torch.autograd.Function):
+class _DivideBySigma(torch.autograd.Function):
     """W / sigma(W) with sigma = u^T W v. Its backward pass is Eq. 8-9, (G - <G, W / sigma> u v^T) / sigma, in two passes
     over G; a second derivative goes through the definition instead."""
 
@@ -247,11 +247,11 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        output, mean = CentredConvolution.apply(x, weight, self.m, arguments_of(self.layer))
+        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments_of(self.layer))
         return output, mean
 
 
-class Centring(nn.Module):
+class MeanShift(nn.Module):
     """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that no single layer has made, such as DenseNet's concatenations.
 
     E is the mean of each channel over batch, positions and processes; in evaluation mode its running average. m is learned.
@@ -271,7 +271,7 @@ class Centring(nn.Module):
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
         if h.numel() // h.shape[1] * processes() == 1:
             raise ValueError("centring needs more than one value per channel in training")
-        output, mean = Centred.apply(h, self.m)
+        output, mean = MeanSubtraction.apply(h, self.m)
         self.running_mean.lerp_(mean, self.momentum)
         return output
 
@@ -288,15 +288,15 @@ def _apply(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     return F.linear(x, weight, bias)
 
 
-def iterate_spectral_norms(network: nn.Module) -> None:
+def power_iterate(network: nn.Module) -> None:
     """One power iteration in every spectrally normalised layer of ``network``; nothing where there is none."""
     for module in network.modules():
         if isinstance(module, SpectralNorm):
-            module.iterate()
+            module.power_iteration()
 
 
 @contextmanager
-def divided_once(network: nn.Module) -> Iterator[None]:
+def shared_spectral_weights(network: nn.Module) -> Iterator[None]:
     """Within it, every spectrally normalised layer of ``network`` has its W / sigma(W) computed and differentiated once, however
     many forward passes there are. Weights and singular vectors must not change meanwhile."""
     layers = [module for module in network.modules() if isinstance(module, SpectralNorm)]

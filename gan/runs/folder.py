@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
@@ -18,14 +19,15 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 
-from gan.data.datasets import Images
+from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.utils.errors import UserError
 from gan.utils.files import remove_unfinished, write_atomically
-from gan.utils.progress import say
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, refuse_links
-from gan.utils.settings import C, Settings, differences, keep_resolved, load, set_value, to_yaml
+from gan.utils.settings import C, RunConfig, differences, keep_resolved, load, set_value, to_yaml
+
+log = logging.getLogger(__name__)
 
 DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they were not finite
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
@@ -66,13 +68,13 @@ def same_settings(config: C) -> C:
     return config
 
 
-def open_run(config: C, images: Images, device: torch.device) -> tuple[C, Checkpoint | None]:
+def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, Checkpoint | None]:
     """The resolved configuration, and where the run in its folder had come to. Changes nothing.
 
     Raises UserError as ``same_settings`` does, and when the run was trained on other images.
     """
     config = resolve(same_settings(config), images.channels, device)
-    checkpoint = checkpoints.newest(config.folder / "checkpoints", say)
+    checkpoint = checkpoints.newest(config.folder / "checkpoints", log.info)
     if checkpoint is not None and checkpoint.data != images.fingerprint:
         raise UserError(
             f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint}, then"
@@ -104,7 +106,7 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
 
 
 def start_folder(
-    config: Settings, images: Images, accelerator: Accelerator, hold: "Hold | None", step: int, *, looked: bool
+    config: RunConfig, images: ImageDataset, accelerator: Accelerator, hold: "RunLock | None", step: int, *, looked: bool
 ) -> None:
     """Signs the ``hold``, writes config.yaml and adds this start to environment.json. Where pictures and scores of ``step`` are
     not done (``looked``), those that there are will be made again."""
@@ -136,7 +138,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
 
 
-class Hold:
+class RunLock:
     """A run's folder held by this process, which its .lock file names, until ``close`` or the process's end."""
 
     def __init__(self, folder: Path) -> None:
@@ -154,7 +156,7 @@ class Hold:
                     " run.name."
                 ) from None
         except OSError as error:
-            say(f"warning: {folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
+            log.warning(f"{folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
         _open_locks.add(self._file)
 
     def sign(self) -> None:
@@ -187,7 +189,7 @@ _open_locks: set[IO[bytes]] = set()
 os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
 
 
-def environment(config: Settings, images: Images, accelerator: Accelerator, step: int) -> dict[str, Any]:
+def environment(config: RunConfig, images: ImageDataset, accelerator: Accelerator, step: int) -> dict[str, Any]:
     """What a run's numbers may depend on besides its configuration."""
     device = accelerator.device
     project = Path(__file__).resolve().parents[2]

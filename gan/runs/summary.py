@@ -4,7 +4,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from gan.config import Config
+from gan.config import GanConfig
 from gan.data.sources import image_channels
 from gan.models.dcgan import build_discriminator, build_generator, trainable_parameters
 from gan.runs import checkpoints, scores
@@ -13,7 +13,7 @@ from gan.runs.loggers import last_values
 from gan.utils.settings import check_processes, keep_resolved, to_yaml
 
 
-def summary(config: Config) -> str:
+def summary(config: GanConfig) -> str:
     """Where everything of a finished run is, and what to type next."""
     folder = config.folder
     last = last_values(folder / "metrics.jsonl", "d_loss", "g_loss")
@@ -48,11 +48,11 @@ def _score_lines(folder: Path) -> list[str]:
         return [*lines, f"best:        {folder / 'best'} is missing or damaged"]
 
 
-def describe(config: Config, accelerator: Accelerator) -> str:
+def describe(config: GanConfig, accelerator: Accelerator) -> str:
     """What ``train`` would do with ``config``: settings, parameter counts, steps, place. Reads little and changes nothing."""
     device, processes = accelerator.device, accelerator.num_processes
     check_processes(config, processes)
-    saved = saved_config(Config, config.folder)
+    saved = saved_config(GanConfig, config.folder)
     if saved is not None:
         config = keep_resolved(config, saved)
     config = resolve(config, image_channels(config.data), device)

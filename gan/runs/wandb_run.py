@@ -1,5 +1,6 @@
 """A run's copy at wandb, whose server and whose own process may fail at any time."""
 
+import logging
 import os
 import secrets
 import shlex
@@ -13,8 +14,9 @@ from typing import Any, Literal
 import psutil
 
 from gan.utils.errors import UserError, first_line
-from gan.utils.progress import say
 from gan.utils.safe_reading import open_regular
+
+log = logging.getLogger(__name__)
 
 Mode = Literal["off", "offline", "online"]
 # Seconds that wandb's server can cost a run at most, whatever it does; while it trains, nothing waits for it.
@@ -88,7 +90,7 @@ class WandbRun:
         with _unless_still():
             self._run = wandb.init(mode=mode, resume="allow", settings=settings, **self._options)
         self._parts.append(Path(self._run.dir).parent)
-        say(f"wandb: {self._run.url}" if mode == "online" else f"wandb: offline, in {self._parts[-1]}")
+        log.info(f"wandb: {self._run.url}" if mode == "online" else f"wandb: offline, in {self._parts[-1]}")
 
     def _go_offline(self, error: Exception) -> None:
         """Records from now on without a server, and says so; not at all where that fails too."""
@@ -97,8 +99,8 @@ class WandbRun:
             self._tear_down()
             with suppress(Exception):
                 self._start("offline")
-        say(
-            f"warning: wandb failed ({first_line(error)}). Training goes on, recorded"
+        log.warning(
+            f"wandb failed ({first_line(error)}). Training goes on, recorded"
             f" {'in its own files alone' if self._run is None else 'offline, to be uploaded when it has ended'}."
         )
 
@@ -135,9 +137,9 @@ class WandbRun:
         if waiting:
             # Without the flag, what began online is left out.
             command = " ".join(["wandb sync --include-online", *(shlex.quote(str(part.resolve())) for part in waiting)])
-            say(f"wandb:{missing} To upload it: {command}")
+            log.info(f"wandb:{missing} To upload it: {command}")
         elif self._parts and not sent:  # its process was killed in the first second
-            say(f"wandb:{missing} Nothing of it can be uploaded later; the run's own files have all.")
+            log.info(f"wandb:{missing} Nothing of it can be uploaded later; the run's own files have all.")
 
     def _waiting(self) -> list[Path]:
         """The parts of the run's record that may not be uploaded yet, also those of processes that were killed."""

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gan.config import Config
+from gan.config import GanConfig
 from gan.data.datasets import BatchStream
 from gan.models.dcgan import build_discriminator, build_generator
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
-from gan.models.norms import SpectralNorm, divided_once, iterate_spectral_norms
+from gan.models.norms import SpectralNorm, power_iterate, shared_spectral_weights
 from gan.runs.checkpoints import Checkpoint
-from gan.training.context import Job, Metrics, to_device
+from gan.training.context import Metrics, TrainContext, to_device
 from gan.utils import keyed_random
 from gan.utils.settings import to_yaml
 
 
 @dataclass
-class Players:
+class GanState:
     """All that training changes."""
 
     generator: nn.Module
@@ -28,7 +28,7 @@ class Players:
     d_optimizer: torch.optim.Optimizer
 
 
-class GanJob(Job[Config]):
+class GanContext(TrainContext[GanConfig]):
     """With the random numbers of a GAN's updates."""
 
     def noise(self, purpose: str, update: int) -> Tensor:
@@ -43,7 +43,7 @@ class GanJob(Job[Config]):
         return epsilon[:, 0].to(self.device, self.dtype, non_blocking=True)
 
 
-def build_players(job: Job[Config]) -> Players:
+def build_state(job: TrainContext[GanConfig]) -> GanState:
     """Networks with their initial weights and fresh optimisers: the same on every process."""
     config = job.config
     generator, discriminator = (to_device(build(config), job) for build in (build_generator, build_discriminator))
@@ -53,7 +53,7 @@ def build_players(job: Job[Config]) -> Players:
     if config.training.compile:
         for network in (generator, discriminator):
             network.compile()  # in place: names of parameters stay
-    return Players(
+    return GanState(
         generator,
         discriminator,
         average,
@@ -62,7 +62,7 @@ def build_players(job: Job[Config]) -> Players:
     )
 
 
-def _optimizer(config: Config, network: nn.Module, rate: float) -> torch.optim.Optimizer:
+def _optimizer(config: GanConfig, network: nn.Module, rate: float) -> torch.optim.Optimizer:
     settings = config.optimizer
     if settings.name == "adam":
         fused = next(network.parameters()).device.type in ("cpu", "cuda")
@@ -75,18 +75,18 @@ def score(discriminator: nn.Module, real: Tensor, fake: Tensor, *, joint: bool) 
     if joint:
         real_scores, fake_scores = discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         return real_scores, fake_scores
-    with divided_once(discriminator):
+    with shared_spectral_weights(discriminator):
         return discriminator(real), discriminator(fake)
 
 
-def update_discriminator(players: Players, real: Tensor, fake: Tensor, update: int, job: GanJob) -> Metrics:
+def update_discriminator(players: GanState, real: Tensor, fake: Tensor, update: int, job: GanContext) -> Metrics:
     """One D update on this process's share of a batch, (B, C, H, W) each. ``update`` counts D updates of the whole run."""
     config, network = job.config, players.discriminator
     # One batch is faster, and the same function unless the norm mixes images.
     joint = config.training.d_batches == "joint" or not config.mixes_images
     parts = config.training.accumulation
     epsilon = job.mixing_weights(update) if config.loss.name == "wgan-gp" else real.new_zeros(len(real))
-    iterate_spectral_norms(network)
+    power_iterate(network)
     players.d_optimizer.zero_grad()
     metrics: Metrics = {}
     for r, f, e in zip(real.chunk(parts), fake.chunk(parts), epsilon.chunk(parts), strict=True):
@@ -111,7 +111,7 @@ def update_discriminator(players: Players, real: Tensor, fake: Tensor, update: i
     return metrics
 
 
-def update_generator(players: Players, real: Tensor, step: int, job: GanJob) -> Metrics:
+def update_generator(players: GanState, real: Tensor, step: int, job: GanContext) -> Metrics:
     """One G update. ``real`` completes D's batch where D was trained on joint batches and mixes their images."""
     config, parts = job.config, job.config.training.accumulation
     with_real = config.training.d_batches == "joint" and config.mixes_images
@@ -154,14 +154,14 @@ def update_average(average: nn.Module, generator: nn.Module, updates: int, decay
             sources.append(source)
     for target, source in zip(targets, sources, strict=True):
         target.lerp_(source, 1 - decay)
-    iterate_spectral_norms(average)
+    power_iterate(average)
 
 
-def train_step(players: Players, stream: BatchStream, step: int, job: GanJob) -> Metrics:
+def train_step(players: GanState, stream: BatchStream, step: int, job: GanContext) -> Metrics:
     """Step number ``step`` from 0: ``d_steps`` D updates and one G update. Losses are scalars on the device."""
     config = job.config
     _set_learning_rates(players, config, step)
-    iterate_spectral_norms(players.generator)
+    power_iterate(players.generator)
     updates = range(step * config.training.d_steps, (step + 1) * config.training.d_steps)
     with torch.no_grad(), job.autocast():
         # All fakes of the step in one pass.
@@ -175,14 +175,14 @@ def train_step(players: Players, stream: BatchStream, step: int, job: GanJob) ->
     return metrics
 
 
-def _set_learning_rates(players: Players, config: Config, step: int) -> None:
+def _set_learning_rates(players: GanState, config: GanConfig, step: int) -> None:
     factor = 1 - step / config.training.steps if config.optimizer.decay == "linear" else 1.0
     for optimizer, rate in ((players.g_optimizer, config.optimizer.g_lr), (players.d_optimizer, config.optimizer.d_lr)):
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
 
 
-def snapshot(players: Players, step: int, config: Config, data: str) -> Checkpoint:
+def snapshot(players: GanState, step: int, config: GanConfig, data: str) -> Checkpoint:
     """All that the rest of the run depends on."""
     weights = {"generator": players.generator.state_dict(), "discriminator": players.discriminator.state_dict()}
     if players.average is not None:
@@ -191,7 +191,7 @@ def snapshot(players: Players, step: int, config: Config, data: str) -> Checkpoi
     return Checkpoint(step, weights, optimizers, to_yaml(config), data)
 
 
-def restore(players: Players, checkpoint: Checkpoint) -> None:
+def restore(players: GanState, checkpoint: Checkpoint) -> None:
     """The reverse of ``snapshot``."""
     players.generator.load_state_dict(checkpoint.weights["generator"])
     players.discriminator.load_state_dict(checkpoint.weights["discriminator"])

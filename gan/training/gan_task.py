@@ -1,5 +1,6 @@
 """Training a GAN: what its run does at each step, and what it shows of it."""
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -7,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan.config import Config
-from gan.data.datasets import BatchStream, Images, Share, load_images
+from gan.config import GanConfig
+from gan.data.datasets import BatchShard, BatchStream, ImageDataset, load_images
 from gan.inference import sampling
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
@@ -16,49 +17,50 @@ from gan.runs.loggers import METRICS, Tracker, last_values
 from gan.runs.scores import Score
 from gan.training import health
 from gan.training.context import Metrics
-from gan.training.gan_step import GanJob, Players, build_players, restore, snapshot, train_step
-from gan.training.loop import conduct, due
+from gan.training.gan_step import GanContext, GanState, build_state, restore, snapshot, train_step
+from gan.training.loop import due, run_training
 from gan.utils.files import write_atomically
-from gan.utils.progress import say
 from gan.utils.settings import to_yaml
+
+log = logging.getLogger(__name__)
 
 # Scores a generator after a step. Called by all processes together; the main one gets the score. The last argument is
 # called now and then, and raises where the run is to stop.
 Evaluate: TypeAlias = Callable[[nn.Module, int, Callable[[], None]], Score | None]
 # Updates before which samples may be alike: an untrained generator's are, and so are an average's at first.
 WARM_UP = 200
-OpenEvaluation: TypeAlias = Callable[[Config, Images, Accelerator], Evaluate]
+OpenEvaluation: TypeAlias = Callable[[GanConfig, ImageDataset, Accelerator], Evaluate]
 
 
-def train(config: Config, accelerator: Accelerator, open_evaluation: OpenEvaluation | None = None) -> int:
+def train(config: GanConfig, accelerator: Accelerator, open_evaluation: OpenEvaluation | None = None) -> int:
     """Trains until ``config.training.steps``, going on from the newest checkpoint of the run in ``config.folder``.
 
     ``open_evaluation`` gets ready what ``config.evaluation`` asks for; handed in, since nothing here imports eval.
 
-    Returns and raises as ``gan.training.loop.conduct``.
+    Returns and raises as ``gan.training.loop.run_training``.
     """
 
-    def begin(config: Config, images: Images, accelerator: Accelerator) -> GanWork:
+    def begin(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> GanTask:
         evaluate = None
-        work = GanWork(config, images, accelerator)
+        work = GanTask(config, images, accelerator)
         if config.evaluation.every:
             assert open_evaluation is not None
             evaluate = open_evaluation(config, images, accelerator)
         work.evaluate = evaluate
         return work
 
-    return conduct(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin)
+    return run_training(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin)
 
 
-class GanWork:
-    """The two players at work; see ``gan.training.loop.Work``."""
+class GanTask:
+    """The two players at work; see ``gan.training.loop.TrainingTask``."""
 
-    def __init__(self, config: Config, images: Images, accelerator: Accelerator) -> None:
-        share = Share.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
+    def __init__(self, config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> None:
+        share = BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
         self.config = config
-        self.job = GanJob(config, accelerator, share)
+        self.job = GanContext(config, accelerator, share)
         self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
-        self.players = build_players(self.job)
+        self.players = build_state(self.job)
         self.evaluate: Evaluate | None = None
         self._last: dict[str, float] | None = None  # of the records, what `diagnose` goes on from; None: not looked up yet
         self.total = config.training.steps  # counts G updates: the one that a step ends with
@@ -125,11 +127,11 @@ class GanWork:
 
 
 def _warn(text: str, step: int, tracker: Tracker) -> None:
-    say(f"warning: {text}")
+    log.warning(f"{text}")
     tracker.message(step, text)
 
 
-def save_samples(players: Players, step: int, config: Config, tracker: Tracker) -> Tensor:
+def save_samples(players: GanState, step: int, config: GanConfig, tracker: Tracker) -> Tensor:
     """The grid of the run's fixed noise as samples/step-*.png: of the averaged generator where there is one. Returns its
     images."""
     pieces = sampling.generate(
@@ -148,7 +150,7 @@ def save_samples(players: Players, step: int, config: Config, tracker: Tracker) 
 
 
 def save_score(
-    players: Players, step: int, config: Config, tracker: Tracker | None, evaluate: Evaluate, check: Callable[[], None]
+    players: GanState, step: int, config: GanConfig, tracker: Tracker | None, evaluate: Evaluate, check: Callable[[], None]
 ) -> None:
     """Scores the averaged generator where there is one, and keeps it as best/ if no score of its kind was better."""
     network = players.average or players.generator

@@ -18,7 +18,7 @@ _NEVER = torch.iinfo(torch.int64).max
 ADVICE = "Try a lower learning rate (optimizer.*lr), another norm, or training.precision=fp32."
 
 
-class Watch:
+class DivergenceMonitor:
     """Remembers the first step whose metrics were not finite, or whose gradients were too large, and what they were."""
 
     def __init__(self, device: torch.device, max_grad_norm: float) -> None:

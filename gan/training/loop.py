@@ -1,5 +1,6 @@
 """A run, whatever it trains: opened, gone on with, stepped, recorded, saved and stopped at any moment, bit for bit."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,23 +15,25 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from gan.data.datasets import Images
+from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import Hold, is_run, open_run, same_settings, start_folder
+from gan.runs.folder import RunLock, is_run, open_run, same_settings, start_folder
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
-from gan.training.health import Watch
+from gan.training.health import DivergenceMonitor
 from gan.utils.cli import is_users
 from gan.utils.distributed import StopAskedError, StopRequest, on_all, on_all_in_turn, on_main
 from gan.utils.errors import TrainingDivergedError, UserError, first_line
-from gan.utils.progress import Progress, say
-from gan.utils.settings import C, Settings, check_processes, flatten
+from gan.utils.progress import Progress
+from gan.utils.settings import C, RunConfig, check_processes, flatten
 
-I = TypeVar("I", bound=Images)  # noqa: E741
+log = logging.getLogger(__name__)
+
+I = TypeVar("I", bound=ImageDataset)  # noqa: E741
 
 
-class Work(Protocol):
+class TrainingTask(Protocol):
     """What a run trains. Its functions are called by all processes together."""
 
     total: int  # steps of the whole run
@@ -68,12 +71,12 @@ class Work(Protocol):
         """Ends what runs beside it."""
 
 
-def conduct(
+def run_training(
     config: C,
     accelerator: Accelerator,
     load: Callable[[], I],
     total: Callable[[C, I], int],
-    begin: Callable[[C, I, Accelerator], Work],
+    begin: Callable[[C, I, Accelerator], TrainingTask],
 ) -> int:
     """Trains what ``begin`` makes of the images that ``load`` gives, to the last of ``total`` steps, going on from the newest
     checkpoint in ``config.folder``.
@@ -88,8 +91,8 @@ def conduct(
     images = _load_on_all(config, load, accelerator)
     with ExitStack() as stack:
 
-        def take() -> Hold | None:
-            return stack.enter_context(closing(Hold(config.folder))) if main else None
+        def take() -> RunLock | None:
+            return stack.enter_context(closing(RunLock(config.folder))) if main else None
 
         # Held before it is read, so that what was read stays true; made only for a run that may start.
         hold = on_all(accelerator, lambda: take() if is_run(config.folder) else None)
@@ -100,7 +103,7 @@ def conduct(
             on_main(accelerator, lambda: checkpoints.tidy(config.folder / "checkpoints", start, keep=config.checkpoint.keep))
         if start >= last and looked:
             if main:
-                say(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
+                log.info(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
             return 0
         work = begin(config, images, accelerator)
         if checkpoint:
@@ -110,15 +113,15 @@ def conduct(
         tracker = on_all(accelerator, lambda: _open_tracker(config, start, looked) if main else None)
         if main:
             for warning in config.warnings():
-                say(f"warning: {warning}")
+                log.warning(f"{warning}")
             count = accelerator.num_processes
             where = f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type} in {config.training.precision}"
-            say(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
+            log.info(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
         with closing(work), tracker or nullcontext():
             return _Course(work, config, accelerator, tracker, start).run(looked)
 
 
-def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
+def _restore(work: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> None:
     """Puts back what was saved. Its checksums are right, but whoever made the folder made them too."""
     try:
         work.restore(checkpoint)
@@ -129,7 +132,7 @@ def _restore(work: Work, checkpoint: Checkpoint, config: Settings) -> None:
         ) from None
 
 
-def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerator) -> I:
+def _load_on_all(config: RunConfig, load: Callable[[], I], accelerator: Accelerator) -> I:
     """The images, on every process."""
     images = on_all_in_turn(accelerator, load)
     prints = set(gather_object([images.fingerprint]))
@@ -142,7 +145,7 @@ def _load_on_all(config: Settings, load: Callable[[], I], accelerator: Accelerat
     return images
 
 
-def _open_tracker(config: Settings, start: int, looked: bool) -> Tracker:
+def _open_tracker(config: RunConfig, start: int, looked: bool) -> Tracker:
     tracking = config.tracking
     return Tracker(
         config.folder,
@@ -159,19 +162,19 @@ def _open_tracker(config: Settings, start: int, looked: bool) -> Tracker:
 class _Course:
     """A run under way. The main process has the ``tracker`` and writes; all compute the same steps."""
 
-    work: Work
-    config: Settings
+    work: TrainingTask
+    config: RunConfig
     accelerator: Accelerator
     tracker: Tracker | None
     saved: int  # the step up to which a checkpoint holds it
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.accelerator.device, self.config.health.max_grad_norm)
+        self.watch = DivergenceMonitor(self.accelerator.device, self.config.health.max_grad_norm)
         self.stop = StopRequest(self.accelerator)
         self.root = self.config.folder / "checkpoints"
 
     def run(self, looked: bool) -> int:
-        """From the step after ``saved``, which has been ``looked`` at or not, to the last. Returns as ``conduct``."""
+        """From the step after ``saved``, which has been ``looked`` at or not, to the last. Returns as ``run_training``."""
         work, config, start = self.work, self.config, self.saved
         progress = Progress(start, work.total, "step", shown=self.tracker is not None)
         with self.stop.listening(), progress:
@@ -238,7 +241,7 @@ class _Course:
     def _stopped(self, step: int) -> int:
         if self.tracker is not None:
             name, saved = signal.Signals(self.stop.signal).name, "saved" if step else "nothing to save"
-            say(f"stopped by {name} at step {step}, {saved}. The same command goes on from there.")
+            log.info(f"stopped by {name} at step {step}, {saved}. The same command goes on from there.")
         return self.stop.signal
 
 

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from gan.utils.errors import LostProcessError, TrainingDivergedError, UserError, first_line
 from gan.utils.memory import keep_large_blocks
+from gan.utils.progress import show_messages
 from gan.utils.safe_reading import printable
 
 # What a disk or a permission refuses is for the user to mend, wherever it shows.
@@ -44,6 +45,7 @@ def whole_number(low: int) -> Callable[[str], int]:
 def run(command: Callable[[], int]) -> int:
     """``command``'s exit code, its errors told in one line on stderr."""
     keep_large_blocks()
+    show_messages()
     try:
         return command()
     except UserError as error:

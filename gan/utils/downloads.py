@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import logging
 import os
 import time
 import urllib.request
@@ -12,7 +13,9 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 from gan.utils.files import sync_folder
-from gan.utils.progress import Progress, say
+from gan.utils.progress import Progress
+
+log = logging.getLogger(__name__)
 
 # A server that breaks, stalls or sends other bytes costs (len(PAUSES) + 1) * SILENCE + sum(PAUSES) seconds: 95.
 PAUSES = (1.0, 4.0)  # seconds before the second try and the third
@@ -71,7 +74,7 @@ def download(urls: Sequence[str], path: Path, algorithm: str, checksum: str) -> 
                     left.append(url)
                 if pause is None or not left:
                     raise
-                say(f"{url}: {error}. Trying again in {pause:.0f} s.")
+                log.info(f"{url}: {error}. Trying again in {pause:.0f} s.")
                 time.sleep(pause)
         unfinished.replace(path)
     finally:

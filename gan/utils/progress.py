@@ -1,5 +1,6 @@
 """What a long task shows: a bar on a terminal, now and then a plain line elsewhere, and messages between them."""
 
+import logging
 import shutil
 import sys
 import time
@@ -9,10 +10,24 @@ from tqdm import tqdm
 
 from gan.utils.safe_reading import printable
 
+log = logging.getLogger(__name__)
 
-def say(message: str) -> None:
-    """One line to the user, above a progress bar if there is one. On stderr: stdout is for results."""
-    tqdm.write(printable(message), file=sys.stderr)
+
+class _AboveBars(logging.Handler):
+    """Write each record as one line on stderr, above a progress bar if there is one. Results go to stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        tqdm.write(level + printable(record.getMessage()), file=sys.stderr)
+
+
+def show_messages() -> None:
+    """Show the messages of this project's packages to the user of a command. A library's user configures ``logging`` instead."""
+    for package in ("gan", "eval", "study", "benchmarks"):
+        logger = logging.getLogger(package)
+        if not logger.handlers:
+            logger.addHandler(_AboveBars())
+            logger.setLevel(logging.INFO)
 
 
 _WORTH_A_LINE = 1.0  # seconds that a task must have taken for its end to be told
@@ -44,7 +59,7 @@ class Progress:
                 self._last_line = now
                 rate = (self.done - self._start) / max(now - self._began, 1e-9)
                 left = (self.total - self.done) / rate
-                say(f"{self.unit} {self.done}/{self.total}  {rate:.2f}/s  {_clock(left)} left  {values}".rstrip())
+                log.info(f"{self.unit} {self.done}/{self.total}  {rate:.2f}/s  {_clock(left)} left  {values}".rstrip())
 
     def __enter__(self) -> "Progress":
         return self

@@ -20,13 +20,13 @@ Require: TypeAlias = Callable[[bool, str, str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FolderConfig:
     dir: str = "runs"  # the folder that holds all runs
     name: str = "unnamed"  # the run's own folder in it; where not set, the name of the configuration file
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class DataConfig:
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder"] = "digits"
     path: str | None = None  # folder: the images' directory or .zip; others: where files are or go (null: data/NAME)
     split: Literal["train", "test"] = "train"  # of the named data sets; `folder` and `digits` have only one
@@ -38,7 +38,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batches:
+class TrainingConfig:
     """The part of `training` that all runs have."""
 
     batch_size: int = 64  # images per update (of a GAN: real ones per D update, and fakes per update), over all processes
@@ -47,18 +47,18 @@ class Batches:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class CheckpointConfig:
     every: int = 1000  # steps (of a GAN: generator updates)
     keep: int = 3  # newest ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class Health:
+class HealthConfig:
     max_grad_norm: float = 1e6  # L2 norm of a network's gradients above which a run is stopped as exploding; 0: never
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tracking:
+class TrackingConfig:
     every: int = 50  # steps between two lines of metrics.jsonl
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "msngan"
@@ -66,7 +66,7 @@ class Tracking:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunConfig:
     """What every run has, whatever it trains."""
 
     # What may differ between a run and its continuation: none of these changes a weight.
@@ -78,12 +78,12 @@ class Settings:
     RESOLVED: ClassVar[Mapping[str, Any]] = {"data.channels": None, "training.precision": "auto"}
 
     seed: int = 0  # of the initial weights, the order of images and the noise
-    run: Run = field(default_factory=Run)
-    data: Data = field(default_factory=Data)
-    training: Batches = field(default_factory=Batches)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    health: Health = field(default_factory=Health)
-    tracking: Tracking = field(default_factory=Tracking)
+    run: FolderConfig = field(default_factory=FolderConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     @property
     def folder(self) -> Path:
@@ -108,7 +108,7 @@ class Settings:
         return []
 
 
-C = TypeVar("C", bound=Settings)
+C = TypeVar("C", bound=RunConfig)
 
 
 def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
@@ -116,7 +116,7 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
 
     Raises UserError for a file that cannot be read, an unknown key, a wrong type or an impossible combination.
     """
-    settings = OmegaConf.structured(kind(run=Run(name=path.stem)))
+    settings = OmegaConf.structured(kind(run=FolderConfig(name=path.stem)))
     try:
         text = read_file(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -205,7 +205,7 @@ def set_value(config: C, key: str, value: Any) -> C:
     return changed
 
 
-def to_yaml(config: Settings) -> str:
+def to_yaml(config: RunConfig) -> str:
     """All settings as YAML, from which ``load`` makes an equal object."""
     return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
@@ -225,7 +225,7 @@ def differences(config: C, saved: C) -> list[str]:
     return [f"{key}: {old[key]} -> {value}" for key, value in flatten(config) if value != old[key] and key not in changeable]
 
 
-def requirer(config: Settings) -> Require:
+def requirer(config: RunConfig) -> Require:
     """A function (condition, key, what was expected) that raises UserError about the setting ``key`` where it does not hold."""
     values = dict(flatten(config))
 
@@ -237,7 +237,7 @@ def requirer(config: Settings) -> Require:
 
 
 def require_numbers(
-    config: Settings, *, at_least_one: Sequence[str] = (), not_negative: Sequence[str] = (), positive: Sequence[str] = (),
+    config: RunConfig, *, at_least_one: Sequence[str] = (), not_negative: Sequence[str] = (), positive: Sequence[str] = (),
     below_one: Sequence[str] = (), at_most: Mapping[str, int] = MappingProxyType({}),
 ) -> None:  # fmt: skip
     """Raises UserError for a setting that is not in its range; ``below_one`` means at least 0 and below 1."""
@@ -254,7 +254,7 @@ def require_numbers(
         require(values[key] <= limit, key, f"must be at most {limit:,}.")
 
 
-def check_common(config: Settings, require: Require) -> None:
+def check_common(config: RunConfig, require: Require) -> None:
     """What is required of every run."""
     for key, value in flatten(config):
         require(not isinstance(value, str) or value.isprintable(), key, "must be readable, in one line.")
@@ -286,7 +286,7 @@ def check_common(config: Settings, require: Require) -> None:
     )
 
 
-def check_processes(config: Settings, processes: int) -> None:
+def check_processes(config: RunConfig, processes: int) -> None:
     """Raises UserError when a batch cannot be shared evenly by ``processes``."""
     batch, parts = config.training.batch_size, config.micro_batches
     if batch % (parts * processes):

@@ -9,11 +9,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from hypothesis import strategies as st
 
-from gan.config import Config
+from gan.config import GanConfig
 from gan.utils.settings import flatten
-from study.config import Study
+from study.config import StudyConfig
 
-Kind = type[Config] | type[Study]
+Kind = type[GanConfig] | type[StudyConfig]
 Values = dict[str, Any]  # by dotted key
 
 # What keeps a run within a second. Where a wild value would be allowed and last, the run is stopped by the test.

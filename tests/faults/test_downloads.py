@@ -20,7 +20,7 @@ import gan.utils.downloads
 from eval import extractors
 from gan.data.datasets import load_images
 from gan.utils.errors import UserError
-from gan.utils.settings import Data
+from gan.utils.settings import DataConfig
 from tests.conftest import command
 from tests.faults.servers import FileServer
 from tests.workers import in_process, run_together
@@ -181,10 +181,10 @@ def test_a_data_set_whose_downloads_fail_once_is_had_whole(
     name: str, behaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(name, first(behaviour), monkeypatch.setattr) as server:
-        images = load_images(Data(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
+        images = load_images(DataConfig(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
         assert np.array_equal(images.source.images, PIXELS if "mnist" in name else COLOURS)  # type: ignore[attr-defined]
         assert set(server.asked.values()) == {2}
-        load_images(Data(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
+        load_images(DataConfig(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
         assert set(server.asked.values()) == {2}
     assert not [file for file in files_in(tmp_path) if file.endswith(".tmp")]
 
@@ -200,7 +200,7 @@ def test_a_data_set_that_never_comes_whole_is_told_and_leaves_nothing(
         serve(name, always(behaviour), monkeypatch.setattr),
         pytest.raises(UserError, match=f"could not be downloaded .*{words}.*Put .* there yourself") as caught,
     ):
-        load_images(Data(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
+        load_images(DataConfig(name=name, path=str(tmp_path)))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert files_in(tmp_path) == []
 
@@ -209,7 +209,7 @@ def test_a_data_set_that_never_comes_whole_is_told_and_leaves_nothing(
 def test_a_second_mirror_serves_what_the_first_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve("mnist", always("missing"), monkeypatch.setattr) as bad, FileServer(mnist_files()) as good:
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{bad.url}/", f"{good.url}/"])
-        assert len(load_images(Data(name="mnist", path=str(tmp_path)))) == 6
+        assert len(load_images(DataConfig(name="mnist", path=str(tmp_path)))) == 6
         assert set(bad.asked.values()) == set(good.asked.values()) == {1}
 
 
@@ -218,12 +218,12 @@ def test_a_file_of_mnist_that_is_not_as_long_as_its_header_says_is_made_again(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with serve("mnist", always("whole"), monkeypatch.setattr) as server:
-        load_images(Data(name="mnist", path=str(tmp_path)))
+        load_images(DataConfig(name="mnist", path=str(tmp_path)))
         file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
         whole = file.read_bytes()
         damaged = {"half": whole[: len(whole) // 2], "empty": b"", "text": b"<html>", "too long": whole + b"0"}
         file.write_bytes(damaged[damage])
-        images = load_images(Data(name="mnist", path=str(tmp_path)))
+        images = load_images(DataConfig(name="mnist", path=str(tmp_path)))
         assert np.array_equal(images.source.images, PIXELS)  # type: ignore[attr-defined]
         assert set(server.asked.values()) == {1}  # from the verified archive beside it
     assert f"{file}: not whole" in capsys.readouterr().err
@@ -233,7 +233,7 @@ def load_mnist(url: str, resources: list[tuple[str, str]], root: Path) -> None:
     """In a process of its own."""
     torch.set_num_threads(1)
     datasets.MNIST.mirrors, datasets.MNIST.resources = [f"{url}/"], resources
-    load_images(Data(name="mnist", path=str(root)))
+    load_images(DataConfig(name="mnist", path=str(root)))
 
 
 def resources_of(server: FileServer) -> list[tuple[str, str]]:

@@ -20,10 +20,10 @@ import study.__main__
 import train as program
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
-from gan.config import Config, load_config
-from gan.training.gan_task import GanWork
-from study.classifier_task import ClassifierWork
-from study.config import Study, load_study
+from gan.config import GanConfig, load_config
+from gan.training.gan_task import GanTask
+from study.classifier_task import ClassifierTask
+from study.config import StudyConfig, load_study_config
 from tests.faults.strategies import HUGE, SMALL, Kind, Values, as_words, as_yaml, hints, settings_of
 from tests.faults.worlds import Outcome, called
 from tests.small import QUICK, scale_down, small_extractor
@@ -78,13 +78,13 @@ def _stop_after(patch: pytest.MonkeyPatch, steps: int) -> None:
 
         return call
 
-    for work in (GanWork, ClassifierWork):
+    for work in (GanTask, ClassifierTask):
         patch.setattr(work, "step", counted(work.step))
 
 
 def fate(kind: Kind, words: list[str], root: Path) -> Outcome:
     """Runs a command of ``kind`` for real and dry, and holds it to what any settings must come to."""
-    gan = kind is Config
+    gan = kind is GanConfig
     main, first = (program.main, []) if gan else (study.__main__.main, ["train"])
     before = state(root)
     dry = called(main, [*first, *words, "--dry-run"])
@@ -100,7 +100,7 @@ def fate(kind: Kind, words: list[str], root: Path) -> Outcome:
         assert dry.code == 2 or any(words in real.err for words in ELSEWHERE), f"only the real run says {real.err}"
         return real
     assert dry.code == 0, f"the dry run refuses what runs: {dry.err}"
-    config = (load_config if gan else load_study)(*_arguments(words))
+    config = (load_config if gan else load_study_config)(*_arguments(words))
     folder = config.folder.resolve()
     assert all(Path(path).is_relative_to(folder) or Path(path) in folder.parents for path in new), sorted(new)
     if real.code == 1:
@@ -129,7 +129,7 @@ def both_ways(kind: Kind, calm: Values, wild: Values, root: Path, *, as_file: bo
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", [Config, Study])
+@pytest.mark.parametrize("kind", [GanConfig, StudyConfig])
 def test_any_settings_run_two_steps_or_are_refused_in_one_line(kind: Kind, size: settings, place: Path) -> None:
     fates: Counter[int] = Counter()
 
@@ -143,19 +143,19 @@ def test_any_settings_run_two_steps_or_are_refused_in_one_line(kind: Kind, size:
 
 # What fuzzing has found, as a name, settings and words of the one line.
 FOUND: dict[str, tuple[Kind, Values, str]] = {
-    "a batch that no memory holds": (Config, {"training.batch_size": HUGE}, "must be at most 1,048,576."),
-    "images that no memory holds": (Config, {"data.image_size": 8 * HUGE}, "must be at most 4,096."),
-    "a hundred thousand channels": (Config, {"model.generator.channels": 100_000}, "must be at most 8,192."),
-    "noise without end": (Config, {"model.latent_dim": 2**16 + 1}, "must be at most 65,536."),
-    "a step without end": (Config, {"training.d_steps": 1001}, "must be at most 1,000."),
-    "a grid without end": (Config, {"samples.count": 10_001}, "must be at most 10,000."),
-    "a process for every image": (Config, {"data.workers": 2**31, "data.memory_gb": 0}, "must be at most 1,024."),
-    "more steps than can be counted": (Config, {"training.steps": 2**63}, "must be below 2^63."),
-    "an infinite penalty": (Config, {"loss.penalty": float("inf")}, "must be a finite number."),
-    "an infinite clip": (Config, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be positive"),
-    "epochs without end": (Study, {"training.epochs": 1e30}, "must be at most 100,000."),
-    "a histogram that no memory holds": (Study, {"probes.bins": 10_001}, "must be at most 10,000."),
-    "a folder of a name too long": (Study, {"run.dir": "a" * 300}, "cannot be read (File name too long)."),
+    "a batch that no memory holds": (GanConfig, {"training.batch_size": HUGE}, "must be at most 1,048,576."),
+    "images that no memory holds": (GanConfig, {"data.image_size": 8 * HUGE}, "must be at most 4,096."),
+    "a hundred thousand channels": (GanConfig, {"model.generator.channels": 100_000}, "must be at most 8,192."),
+    "noise without end": (GanConfig, {"model.latent_dim": 2**16 + 1}, "must be at most 65,536."),
+    "a step without end": (GanConfig, {"training.d_steps": 1001}, "must be at most 1,000."),
+    "a grid without end": (GanConfig, {"samples.count": 10_001}, "must be at most 10,000."),
+    "a process for every image": (GanConfig, {"data.workers": 2**31, "data.memory_gb": 0}, "must be at most 1,024."),
+    "more steps than can be counted": (GanConfig, {"training.steps": 2**63}, "must be below 2^63."),
+    "an infinite penalty": (GanConfig, {"loss.penalty": float("inf")}, "must be a finite number."),
+    "an infinite clip": (GanConfig, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be positive"),
+    "epochs without end": (StudyConfig, {"training.epochs": 1e30}, "must be at most 100,000."),
+    "a histogram that no memory holds": (StudyConfig, {"probes.bins": 10_001}, "must be at most 10,000."),
+    "a folder of a name too long": (StudyConfig, {"run.dir": "a" * 300}, "cannot be read (File name too long)."),
 }
 
 

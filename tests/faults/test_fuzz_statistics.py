@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import eval.__main__ as evaluation
-from eval.statistics import Moments, save_moments
+from eval.statistics import GaussianStats, save_stats
 from tests.faults.damages import Damage, contents
 from tests.faults.worlds import Outcome, World, called
 from tests.small import small_extractor
@@ -34,10 +34,10 @@ JSON: tuple[Any, ...] = (None, True, 0, -1, 10**30, 0.5, 1e308, math.nan, math.i
     [[]], {}, {"a": 1})  # fmt: skip
 
 
-def moments(seed: int) -> Moments:
+def moments(seed: int) -> GaussianStats:
     values = np.random.default_rng(seed).normal(size=(40, D))
     provenance = {"extractor": small_extractor("efficientnet-lite0").identity, "images": {"image": [3, 32, 32]}}
-    return Moments(values.mean(0), np.cov(values, rowvar=False), 40, provenance)
+    return GaussianStats(values.mean(0), np.cov(values, rowvar=False), 40, provenance)
 
 
 @st.composite
@@ -126,7 +126,7 @@ def test_any_statistics_file_gives_a_finite_distance_or_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, other = gans.root / "one.npz", gans.root / "other.npz"
-    save_moments(other, moments(1))
+    save_stats(other, moments(1))
     fates: Counter[str] = Counter()
 
     def try_them(entries: Arrays, damage: Damage | None, command: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ import gan.utils.downloads
 from eval.extractors import load_extractor
 from eval.features import PART, cache_folder, extract
 from eval.npz import read_arrays
-from eval.statistics import load_moments
+from eval.statistics import load_stats
 from gan.config import load_config
 from gan.data import datasets, sources
 from gan.data.datasets import load_images, to_pixels
@@ -37,9 +38,8 @@ from gan.models.dcgan import build_generator
 from gan.runs import checkpoints, scores
 from gan.utils import cli
 from gan.utils.errors import UserError
-from gan.utils.progress import say
 from gan.utils.safe_reading import Archive, parse_json, printable, read_file, read_records
-from gan.utils.settings import MAX_BYTES, Data, to_yaml
+from gan.utils.settings import MAX_BYTES, DataConfig, to_yaml
 from gan.utils.tensor_files import load_tensors
 from tests.faults import hostile
 from tests.faults.hostile import MIB, Code, Room, npy, npz, png, png_chunk, saved
@@ -59,7 +59,7 @@ def _no_hanging() -> Iterator[None]:
 
 
 def all_images(path: Path, channels: int | None = 3) -> torch.Tensor:
-    images = load_images(Data(name="folder", path=str(path), channels=channels))
+    images = load_images(DataConfig(name="folder", path=str(path), channels=channels))
     return images.to_memory(lambda items, _total, _what: items)
 
 
@@ -176,7 +176,7 @@ def test_a_file_of_mnist_that_lies_is_one_line(head: bytes, tmp_path: Path, monk
         for kind in ("images-idx3", "labels-idx1"):
             (raw / f"{part}-{kind}-ubyte").write_bytes(head)
     with pytest.raises(UserError, match=r"data\.name=mnist"):
-        load_images(Data(name="mnist", path=str(tmp_path)))
+        load_images(DataConfig(name="mnist", path=str(tmp_path)))
 
 
 # Folders
@@ -201,7 +201,7 @@ def test_what_is_no_file_in_a_folder_of_images_is_refused_without_waiting(kind: 
     with pytest.raises(UserError, match=r"1\.png: cannot be read"):
         all_images(folder)
     with pytest.raises(UserError, match=r"1\.png: cannot be read"):
-        load_images(Data(name="folder", path=str(folder), channels=3)).source.content()
+        load_images(DataConfig(name="folder", path=str(folder), channels=3)).source.content()
 
 
 def test_a_folder_that_links_to_itself_is_walked_once(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_no_pipe_or_device_is_read_as_a_file(kind: str, tmp_path: Path) -> None:
         with pytest.raises(OSError):
             read()
     with pytest.raises(UserError, match="cannot be read"):
-        load_moments(path)
+        load_stats(path)
     with pytest.raises(UserError, match=r"weights .*: cannot be read"):
         load_extractor("efficientnet-lite0", path)
 
@@ -232,7 +232,7 @@ def test_a_zip_of_a_million_empty_entries_is_refused_before_they_are_listed(
     path = hostile.many_entries(tmp_path / "a.zip", 10**6)
     monkeypatch.setattr(sources, "MAX_TABLE_BYTES", 50 * 10**6)
     with pytest.raises(UserError, match=r"its table of contents has 51,000,000 bytes; at most 50,000,000 are read"):
-        load_images(Data(name="folder", path=str(path)))
+        load_images(DataConfig(name="folder", path=str(path)))
 
 
 def lying(path: Path, method: int, packed: bytes, size: int, flags: int = 0, name: bytes = b"a.png") -> Path:
@@ -308,7 +308,7 @@ def test_a_name_cannot_break_or_colour_the_line(kind: str, tmp_path: Path, capsy
     path = lying(tmp_path / "a.zip", 0, b"no image", 8, 0x800, ODD_NAMES[kind])
 
     def refuse() -> int:
-        say(f"reading {path}: {ODD_NAMES[kind].decode()}")
+        logging.getLogger("gan").info(f"reading {path}: {ODD_NAMES[kind].decode()}")
         all_images(path)
         return 0
 
@@ -423,14 +423,14 @@ ARRAYS = {
 def test_an_array_that_lies_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no statistics file"):
-        load_moments(npz(tmp_path / "x.npz", mu=ARRAYS[kind], sigma=SIGMA), made_by="inception")
+        load_stats(npz(tmp_path / "x.npz", mu=ARRAYS[kind], sigma=SIGMA), made_by="inception")
     assert not (tmp_path / "canary").exists()
 
 
 def test_an_array_in_fortrans_order_is_read_as_it_is(tmp_path: Path) -> None:
     sigma = np.array([[2.0, 0.5], [0.5, 1.0]])
     content = npy("(2, 2)", data=sigma.tobytes(order="F"), fortran="True")
-    found = load_moments(npz(tmp_path / "x.npz", mu=npy("(2,)", data=bytes(16)), sigma=content), made_by="inception")
+    found = load_stats(npz(tmp_path / "x.npz", mu=npy("(2,)", data=bytes(16)), sigma=content), made_by="inception")
     assert (found.covariance == sigma).all()
 
 
@@ -440,13 +440,13 @@ def test_a_statistics_file_that_unpacks_to_100_gb_is_not_unpacked(tmp_path: Path
     path = hostile.raw_zip(tmp_path / "x.npz", [(b"mu.npy", packed, 8, size, 0), (b"sigma.npy", packed[:9], 8, 9, 0)])
     before = peak()
     with pytest.raises(UserError, match="no statistics file"):
-        load_moments(path, made_by="inception")
+        load_stats(path, made_by="inception")
     assert peak() - before < 50, "MiB"
 
 
 def test_pickled_objects_in_a_statistics_file_are_not_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no statistics file"):
-        load_moments(npz(tmp_path / "x.npz", mu=hostile.pickled_npy(tmp_path), sigma=SIGMA), made_by="inception")
+        load_stats(npz(tmp_path / "x.npz", mu=hostile.pickled_npy(tmp_path), sigma=SIGMA), made_by="inception")
     assert not (tmp_path / hostile.CANARY).exists()
 
 
@@ -464,7 +464,7 @@ PROVENANCES = [
 def test_a_provenance_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", mu=EYE[0], sigma=EYE, provenance=np.array(text))
     with pytest.raises(UserError, match="provenance is damaged"):
-        load_moments(tmp_path / "x.npz", made_by="inception")
+        load_stats(tmp_path / "x.npz", made_by="inception")
 
 
 def _endless() -> list[object]:

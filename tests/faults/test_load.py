@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from PIL import Image
 
 from benchmarks.alternating import peak_memory
-from gan.config import Config
-from gan.data.datasets import Images, load_images
+from gan.config import GanConfig
+from gan.data.datasets import ImageDataset, load_images
 from gan.inference import sampling
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import Tracker, last_values
 from gan.training.context import Metrics
-from gan.training.loop import conduct
+from gan.training.loop import run_training
 from gan.utils import cli
 from gan.utils.distributed import connected
 from gan.utils.files import write_atomically
@@ -49,14 +49,14 @@ def report_of(path: Path) -> Report:
 
 
 class LightWork:
-    """Work that computes nothing, so that all that a run costs is what is around it; see ``gan.training.loop.Work``."""
+    """Work that computes nothing, so that all that a run costs is what is around it; see ``gan.training.loop.TrainingTask``."""
 
     images_per_step = 64
 
     def __init__(
         self,
-        config: Config,
-        images: Images,
+        config: GanConfig,
+        images: ImageDataset,
         on_step: Callable[[int], None],
         on_look: Callable[[int], None] | None = None,
         numbers: int = 1000,
@@ -109,12 +109,14 @@ def train_lightly(arguments: list[str], *of_work: Any) -> float:
     """A run of ``LightWork``. Returns the seconds that it took."""
     config = config_of(arguments)
 
-    def begin(config: Config, images: Images, _: Accelerator) -> LightWork:
+    def begin(config: GanConfig, images: ImageDataset, _: Accelerator) -> LightWork:
         return LightWork(config, images, *of_work)
 
     def command() -> int:
         with connected() as accelerator:
-            return conduct(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin)
+            return run_training(
+                config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin
+            )
 
     torch.set_num_threads(1)
     began = time.monotonic()
