@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
     # These import torch, which takes seconds: not for a mistyped setting.
     with interrupts.importing():
-        from eval.scoring import open_evaluation
+        from eval.scoring import open_training_scorer
         from gan.runs.summary import describe, summary
         from gan.training.gan_task import train
         from gan.utils.distributed import connected
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
             if accelerator.is_main_process:
                 print(describe(config, accelerator))
             return 0
-        if signal := train(config, accelerator, open_evaluation):
+        if signal := train(config, accelerator, open_training_scorer):
             return 128 + signal
         if accelerator.is_main_process:
             print(summary(config))

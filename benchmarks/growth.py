@@ -56,13 +56,13 @@ def step(size: int, channels: int) -> Case:
         f"data.image_size={size}", f"model.generator.channels={channels}", f"model.discriminator.channels={channels}",
         "training.precision=fp32", "training.batch_size=16", "evaluation.every=0",
     ]  # fmt: skip
-    players, stream, job = prepare(load_config(ROOT / "configs" / "digits_msngan.yaml", overrides))
+    state, stream, context = prepare(load_config(ROOT / "configs" / "digits_msngan.yaml", overrides))
     done = 0
 
     def case() -> float:
         nonlocal done
         done += 1
-        return float(train_step(players, stream, done, job)["d_loss"])
+        return float(train_step(state, stream, done, context)["d_loss"])
 
     return case
 

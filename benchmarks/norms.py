@@ -13,7 +13,7 @@ from benchmarks.steps import discriminator_like
 from gan.models.losses import discriminator_loss
 from gan.models.norms import SpectralNorm, power_iterate
 from gan.runs.folder import computes_in_bf16
-from gan.training.gan_step import score
+from gan.training.gan_step import discriminator_logits
 from study.models import BUILDERS
 from study.tables import MODEL_NAMES
 
@@ -45,7 +45,7 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
         power_iterate(network)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            scores = score(network, real, fake, joint=False)
+            scores = discriminator_logits(network, real, fake, joint=False)
         loss = discriminator_loss("sngan", *(s.float() for s in scores))
         loss.backward()
         optimizer.step()

@@ -53,12 +53,12 @@ def count(name: str, batch: int) -> Cost:
     """The cost of a step of ``configs/NAME.yaml`` at full size and ``batch``, in float32; data made up."""
     overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
     config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
-    players, stream, job = prepare(config, cpu=True)
-    train_step(players, stream, 0, job)  # the optimisers make their state
+    state, stream, context = prepare(config, cpu=True)
+    train_step(state, stream, 0, context)  # the optimisers make their state
     with _Count() as found:
-        train_step(players, stream, 1, job)
-    gradients = sum(4 * p.numel() for network in (players.generator, players.discriminator) for p in network.parameters())
-    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(job.config))
+        train_step(state, stream, 1, context)
+    gradients = sum(4 * p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
+    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(context.config))
 
 
 def _collectives(config: Any) -> int:

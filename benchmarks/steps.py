@@ -10,12 +10,14 @@ from benchmarks import plain
 from benchmarks.alternating import Candidate, Case, compete
 from benchmarks.measurements import Measurement, Suite
 from gan.config import GanConfig, load_config
-from gan.data.datasets import BatchShard, BatchStream, load_images
+from gan.data.datasets import BatchStream, load_images
 from gan.models.dcgan import Discriminator, Generator
 from gan.models.losses import discriminator_loss, generator_loss
 from gan.models.norms import SpectralNorm
 from gan.runs.folder import computes_in_bf16, resolve
-from gan.training.gan_step import GanContext, GanState, build_state, score, train_step
+from gan.training.context import GanContext
+from gan.training.gan_state import GanState, build_state
+from gan.training.gan_step import discriminator_logits, train_step
 from gan.training.health import DivergenceMonitor
 from gan.utils.distributed import make_accelerator
 
@@ -29,23 +31,21 @@ def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStr
     accelerator = make_accelerator(cpu)
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
-    job = GanContext(
-        config, accelerator, BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
-    )
+    context = GanContext.of(config, accelerator)
     memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=job.share, device=job.device)
-    return build_state(job), stream, job
+    stream = BatchStream(images, memory, config=config, share=context.shard, device=context.device)
+    return build_state(context), stream, context
 
 
 def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
     """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
     overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
-    players, stream, job = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
-    health, step = DivergenceMonitor(job.device, job.config.health.max_grad_norm), 0
+    state, stream, context = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
+    health, step = DivergenceMonitor(context.device, context.config.health.max_grad_norm), 0
 
     def case() -> float:
         nonlocal step
-        metrics = train_step(players, stream, step, job)
+        metrics = train_step(state, stream, step, context)
         step += 1
         health.note(step, metrics)
         return float(metrics["d_loss"])
@@ -154,7 +154,7 @@ def agreement(norm: str, batch: int = 64) -> float:
     real, z = torch.rand(batch, 3, 32, 32) * 2 - 1, torch.randn(2, batch, plain.LATENT)
     expected_d = plain.d_loss(theirs_d, real, theirs_g(z[0]).detach())
     expected_g = plain.g_loss(theirs_d, theirs_g(z[1]))
-    found_d = discriminator_loss("sngan", *score(ours_d, real, ours_g(z[0]).detach(), joint=norm == "spectral"))
+    found_d = discriminator_loss("sngan", *discriminator_logits(ours_d, real, ours_g(z[0]).detach(), joint=norm == "spectral"))
     found_g = generator_loss("sngan", ours_d(ours_g(z[1])))
     return max(float((a / b - 1).detach().abs()) for a, b in ((found_d, expected_d), (found_g, expected_g)))
 

@@ -240,18 +240,18 @@ def folder_of(generator: TrainedGenerator) -> Path:
     return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
 
 
-class TrainingEvaluation:
+class TrainingScorer:
     """Scores a generator while it is trained. Draws nothing from a global random state and changes no network."""
 
     def __init__(self, config: GanConfig, judge: Scorer) -> None:
         self.config, self.judge = config, judge
         self.protocol = PROTOCOLS[config.evaluation.protocol]
 
-    def __call__(self, network: nn.Module, step: int, check: Callable[[], None] = lambda: None) -> Score | None:
-        """Calls ``check`` between batches, on all processes together: it raises where the run is to stop."""
+    def score(self, network: nn.Module, step: int, check_stop: Callable[[], None]) -> Score | None:
+        """Calls ``check_stop`` between batches, on all processes together: it raises where the run is to stop."""
         weights = "ema" if self.config.training.ema_decay > 0 else "raw"
         images = GeneratedImages(network, self.config, weights, seed=0)
-        team = replace(self.judge.team, check=check)
+        team = replace(self.judge.team, check=check_stop)
         features = extract(images, self.judge.extractor, count=self.protocol.total, team=team, keep=False, shown=False)
         record = self.judge.score(features, self.protocol, self.config, step, "training")
         if record is None:
@@ -263,7 +263,7 @@ class TrainingEvaluation:
         return Score(record, curves, scores.distance_of(record))
 
 
-def open_evaluation(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> TrainingEvaluation:
+def open_training_scorer(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> TrainingScorer:
     """What ``config.evaluation`` asks for, with the reference's features at hand. Called by all processes together.
 
     Raises UserError when the extractor's weights or the reference cannot be had.
@@ -276,4 +276,4 @@ def open_evaluation(config: GanConfig, images: ImageDataset, accelerator: Accele
         lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
     )
     name = name_of(config, settings.reference)
-    return TrainingEvaluation(config, make_scorer(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))
+    return TrainingScorer(config, make_scorer(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))

@@ -14,7 +14,7 @@ from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import prospects, resolve, saved_config, writing_to
 from gan.runs.loggers import METRICS, PROBES, Tracker, last_values
-from gan.training.context import Metrics, TrainContext, to_device
+from gan.training.context import Metrics, TrainContext
 from gan.training.loop import run_training
 from gan.utils.distributed import on_main
 from gan.utils.errors import TrainingDivergedError, UserError
@@ -69,9 +69,9 @@ class ClassifierTask:
         self.config, self.images = config, images
         self.job = TrainContext(config, accelerator, share)
         self.tested = images.tested
-        self.test_pixels = self.job.in_memory(self.tested)
-        self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
-        self.network = to_device(build(config, images), self.job)
+        self.test_pixels = self.job.cache_pixels(self.tested)
+        self.stream = BatchStream(images, self.job.cache_pixels(images), config=config, share=share, device=self.job.device)
+        self.network = self.job.to_device(build(config, images))
         settings = config.optimizer
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), settings.lr, betas=(settings.beta1, settings.beta2), fused=True
@@ -117,10 +117,10 @@ class ClassifierTask:
     def headline(self, values: dict[str, float]) -> str:
         return f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}"
 
-    def looks(self, step: int) -> bool:
+    def should_evaluate(self, step: int) -> bool:
         return step in self.epochs or self.prober.due(step)
 
-    def look(self, step: int, tracker: Tracker | None, check: Callable[[], None]) -> None:
+    def evaluate(self, step: int, tracker: Tracker | None, check_stop: Callable[[], None]) -> None:
         # First, since only the process that took the step can: a run that was stopped in the test goes on with that alone.
         if self.prober.due(step) and self.prober.has_watched:
             records = self.prober.records(self.job.accelerator)
@@ -128,7 +128,7 @@ class ClassifierTask:
                 for record in records:
                     tracker.probe(step, record)
         if step in self.epochs:
-            loss, accuracy = self._test(check)
+            loss, accuracy = self._test(check_stop)
             if tracker is not None:
                 tracker.log(step, {"epoch": self.epochs[step], "test_loss": loss, "test_accuracy": accuracy})
 
@@ -136,16 +136,18 @@ class ClassifierTask:
         return {}
 
     @torch.no_grad()
-    def _test(self, check: Callable[[], None]) -> tuple[float, float]:
-        """Mean loss and share of correct answers on the test images, each process taking its part of them. Calls ``check`` before
-        each turn of them."""
+    def _test(self, check_stop: Callable[[], None]) -> tuple[float, float]:
+        """Mean loss and share of correct answers on the test images, each process taking its part of them.
+
+        Calls ``check_stop`` before each turn of them.
+        """
         job, count = self.job, len(self.tested)
         labels = torch.from_numpy(self.tested.labels.numbers)
         sums = torch.zeros(2, dtype=torch.float64, device=job.device)
         self.network.eval()
         for turn in range(0, count, TEST_BATCH * job.accelerator.num_processes):
-            check()
-            start = turn + job.share.rank * TEST_BATCH
+            check_stop()
+            start = turn + job.shard.rank * TEST_BATCH
             chosen = range(start, min(start + TEST_BATCH, count))
             if not chosen:
                 continue

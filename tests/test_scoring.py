@@ -277,15 +277,15 @@ def test_two_statistics_files_that_do_not_say_who_made_them_are_two_references(r
 
 
 def test_training_goes_on_when_the_cache_is_emptied(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.scoring import TrainingEvaluation
+    from eval.scoring import TrainingScorer
 
-    call = TrainingEvaluation.__call__
+    call = TrainingScorer.score
 
-    def emptied(self: TrainingEvaluation, network: torch.nn.Module, step: int, check: Callable[[], None]) -> object:
+    def emptied(self: TrainingScorer, network: torch.nn.Module, step: int, check: Callable[[], None]) -> object:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         return call(self, network, step, check)
 
-    monkeypatch.setattr(TrainingEvaluation, "__call__", emptied)
+    monkeypatch.setattr(TrainingScorer, "score", emptied)
     assert command(tiny(*EVALUATED)) == 0
     assert len(scores.read(tmp_path / "runs" / "tiny")) == 5
 

@@ -17,16 +17,9 @@ from benchmarks.steps import prepare
 from gan.config import GanConfig, load_config
 from gan.data.datasets import BatchStream, load_images
 from gan.runs import checkpoints
-from gan.training.gan_step import (
-    GanContext,
-    GanState,
-    build_state,
-    score,
-    train_step,
-    update_average,
-    update_discriminator,
-    update_generator,
-)
+from gan.training.context import GanContext
+from gan.training.gan_state import GanState, build_state, update_ema
+from gan.training.gan_step import discriminator_logits, train_step, update_discriminator, update_generator
 from gan.utils.settings import DataConfig, set_value
 from tests.conftest import TINY, command
 from train import DEFAULT
@@ -50,14 +43,14 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
         results = []
         for parts in (1, 4):
             # BatchNorm in G would see each micro-batch alone, which is another model; config.py warns.
-            players, stream, job = start(
+            state, stream, context = start(
                 f"training.accumulation={parts}",
                 f"loss.name={loss}",
                 "model.discriminator.norm=spectral",
                 "model.generator.norm=none",
             )
-            train_step(players, stream, 0, job)
-            results.append({**gradients(players.discriminator), **{f"g.{k}": v for k, v in gradients(players.generator).items()}})
+            train_step(state, stream, 0, context)
+            results.append({**gradients(state.discriminator), **{f"g.{k}": v for k, v in gradients(state.generator).items()}})
         for name, gradient in results[0].items():
             assert torch.allclose(results[1][name], gradient, rtol=1e-9, atol=1e-12), (loss, name)
 
@@ -65,72 +58,74 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
 @pytest.mark.slow
 def test_joint_and_separate_batches_are_one_function_for_sn_and_two_for_msn() -> None:
     for norm, same in (("none", True), ("spectral", True), ("batch", False), ("mean_spectral", False)):
-        players, stream, job = start(f"model.discriminator.norm={norm}")
-        real, fake = stream.batch(0).double(), players.generator(job.noise("d_noise", 0))
-        joint, separate = (torch.cat(score(players.discriminator, real, fake, joint=joint)) for joint in (True, False))
+        state, stream, context = start(f"model.discriminator.norm={norm}")
+        real, fake = stream.batch(0).double(), state.generator(context.noise("d_noise", 0))
+        joint, separate = (
+            torch.cat(discriminator_logits(state.discriminator, real, fake, joint=joint)) for joint in (True, False)
+        )
         assert torch.allclose(joint, separate, rtol=1e-9) is same
 
 
 def test_separate_batches_of_msn_have_means_of_their_own() -> None:
-    players, stream, job = start("model.discriminator.norm=mean_spectral")
-    first = players.discriminator.layers[0]
-    for images in (stream.batch(0).double(), players.generator(job.noise("d_noise", 0))):
+    state, stream, context = start("model.discriminator.norm=mean_spectral")
+    first = state.discriminator.layers[0]
+    for images in (stream.batch(0).double(), state.generator(context.noise("d_noise", 0))):
         assert torch.allclose(first(images).mean((0, 2, 3)), first.m, atol=1e-12)
 
 
 def test_a_generator_update_with_joint_batches_completes_the_batch_with_real_images() -> None:
     grads = []
     for batches in ("joint", "separate"):
-        players, stream, job = start(f"training.d_batches={batches}", "model.discriminator.norm=mean_spectral")
+        state, stream, context = start(f"training.d_batches={batches}", "model.discriminator.norm=mean_spectral")
         real = stream.batch(0).double()
-        scores = players.discriminator(torch.cat([real, players.generator(job.noise("g_noise", 0))]))[len(real) :]
+        scores = state.discriminator(torch.cat([real, state.generator(context.noise("g_noise", 0))]))[len(real) :]
         expected = float(nn.functional.softplus(-scores).mean())
-        metrics = update_generator(players, real, 0, job)
+        metrics = update_generator(state, real, 0, context)
         assert math.isclose(float(metrics["g_loss"]), expected, rel_tol=1e-9) is (batches == "joint")
-        grads.append(gradients(players.generator))
+        grads.append(gradients(state.generator))
     assert not torch.equal(grads[0]["layers.9.bias"], grads[1]["layers.9.bias"])
 
 
 def test_a_generator_update_leaves_the_discriminator_alone() -> None:
-    players, stream, job = start()
-    before = {k: v.clone() for k, v in players.discriminator.named_parameters()}
-    update_generator(players, stream.batch(0).double(), 0, job)
-    assert all(torch.equal(v, before[k]) for k, v in players.discriminator.named_parameters())
-    assert gradients(players.discriminator) == {}
-    assert all(p.requires_grad for p in players.discriminator.parameters())
+    state, stream, context = start()
+    before = {k: v.clone() for k, v in state.discriminator.named_parameters()}
+    update_generator(state, stream.batch(0).double(), 0, context)
+    assert all(torch.equal(v, before[k]) for k, v in state.discriminator.named_parameters())
+    assert gradients(state.discriminator) == {}
+    assert all(p.requires_grad for p in state.discriminator.parameters())
 
 
 def test_a_discriminator_update_leaves_the_generator_alone_and_iterates_once() -> None:
-    players, stream, job = start("model.discriminator.norm=spectral")
-    norm = players.discriminator.layers[0]
+    state, stream, context = start("model.discriminator.norm=spectral")
+    norm = state.discriminator.layers[0]
     matrix, u = norm.layer.weight.detach().flatten(1), norm.u.clone()
     v = nn.functional.normalize(matrix.T @ u, dim=0)
     expected = nn.functional.normalize(matrix @ v, dim=0)
-    update_discriminator(players, stream.batch(0).double(), torch.zeros(8, 1, 32, 32).double(), 0, job)
+    update_discriminator(state, stream.batch(0).double(), torch.zeros(8, 1, 32, 32).double(), 0, context)
     assert torch.allclose(norm.u, expected)
-    assert gradients(players.generator) == {}
+    assert gradients(state.generator) == {}
 
 
 def test_all_fakes_of_a_step_come_from_one_pass() -> None:
-    players, stream, job = start("training.d_steps=3")
+    state, stream, context = start("training.d_steps=3")
     sizes: list[int] = []
-    players.generator.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
-    train_step(players, stream, 0, job)
+    state.generator.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    train_step(state, stream, 0, context)
     assert sizes == [3 * 8, 8]
 
 
 def test_wgan_clips_and_only_wgan() -> None:
-    players, stream, job = start("loss.name=wgan", "loss.clip=0.01", "optimizer.name=rmsprop", "model.discriminator.norm=none")
-    train_step(players, stream, 0, job)
-    assert max(float(p.detach().abs().max()) for p in players.discriminator.parameters()) <= 0.01
+    state, stream, context = start("loss.name=wgan", "loss.clip=0.01", "optimizer.name=rmsprop", "model.discriminator.norm=none")
+    train_step(state, stream, 0, context)
+    assert max(float(p.detach().abs().max()) for p in state.discriminator.parameters()) <= 0.01
 
 
 def test_linear_decay_reaches_zero_after_the_last_step() -> None:
-    players, stream, job = start("optimizer.decay=linear", "training.steps=4", "optimizer.d_lr=0.004", "optimizer.g_lr=0.4")
+    state, stream, context = start("optimizer.decay=linear", "training.steps=4", "optimizer.d_lr=0.004", "optimizer.g_lr=0.4")
     rates = []
     for step in range(4):
-        train_step(players, stream, step, job)
-        rates.append((players.d_optimizer.param_groups[0]["lr"], players.g_optimizer.param_groups[0]["lr"]))
+        train_step(state, stream, step, context)
+        rates.append((state.d_optimizer.param_groups[0]["lr"], state.g_optimizer.param_groups[0]["lr"]))
     assert [d for d, _ in rates] == pytest.approx([0.004, 0.003, 0.002, 0.001])
     assert [g for _, g in rates] == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
@@ -141,20 +136,20 @@ def test_the_average_of_a_constant_is_the_constant_and_of_a_jump_the_geometric_s
         nn.init.constant_(module.weight, value)
         module.running_mean.fill_(value)
     for update in range(1, 101):
-        update_average(average, source, update + 10**9, 0.9)  # long after the warm-up
+        update_ema(average, source, update + 10**9, 0.9)  # long after the warm-up
     assert float(average.weight.detach()) == pytest.approx(1 - 0.9**100)
     assert float(average.running_mean) == pytest.approx(1 - 0.9**100)  # buffers too
-    update_average(average, source, 1, 0.999)
+    update_ema(average, source, 1, 0.999)
     assert float(average.weight.detach()) > 0.8  # at first it follows: (1 + 1) / (10 + 1)
 
 
 @pytest.mark.slow
 def test_singular_vectors_of_the_average_are_those_of_its_own_weights() -> None:
-    players, stream, job = start("model.generator.norm=spectral", "training.ema_decay=0.9")
+    state, stream, context = start("model.generator.norm=spectral", "training.ema_decay=0.9")
     for step in range(30):
-        train_step(players, stream, step, job)
-    assert players.average is not None
-    for module in players.average.modules():
+        train_step(state, stream, step, context)
+    assert state.generator_ema is not None
+    for module in state.generator_ema.modules():
         if hasattr(module, "sigma"):
             weight = module.layer.weight.detach()
             matrix = (weight.transpose(0, 1) if isinstance(module.layer, nn.ConvTranspose2d) else weight).flatten(1)
@@ -163,12 +158,12 @@ def test_singular_vectors_of_the_average_are_those_of_its_own_weights() -> None:
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first, _, job = start("seed=7")
+    first, _, context = start("seed=7")
     torch.manual_seed(2)
     torch.rand(3)
-    second = build_state(job)
-    other = build_state(replace(job, config=set_value(job.config, "seed", 8)))
-    weights = [players.generator.state_dict()["layers.0.0.weight"] for players in (first, second, other)]
+    second = build_state(context)
+    other = build_state(replace(context, config=set_value(context.config, "seed", 8)))
+    weights = [state.generator.state_dict()["layers.0.0.weight"] for state in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -205,22 +200,22 @@ def test_bf16_trains_with_weights_in_float32(tiny: Tiny, tmp_path: Path) -> None
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
 @pytest.mark.parametrize("loss", ["wgan-gp", "sngan", "hinge"])
 def test_every_norm_trains_under_every_loss_in_both_players(norm: str, loss: str) -> None:
-    players, stream, job = start(f"model.discriminator.norm={norm}", f"model.generator.norm={norm}", f"loss.name={loss}")
-    before = players.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"].clone()
-    metrics = [train_step(players, stream, step, job) for step in range(3)][-1]
+    state, stream, context = start(f"model.discriminator.norm={norm}", f"model.generator.norm={norm}", f"loss.name={loss}")
+    before = state.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"].clone()
+    metrics = [train_step(state, stream, step, context) for step in range(3)][-1]
     assert all(value.isfinite() for value in metrics.values())
-    after = players.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"]
+    after = state.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"]
     assert not torch.equal(before, after)
 
 
 @pytest.mark.slow
 def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -> None:
-    players, stream, job = start("model.discriminator.norm=mean_spectral", "optimizer.d_lr=2e-3")
+    state, stream, context = start("model.discriminator.norm=mean_spectral", "optimizer.d_lr=2e-3")
     losses = []
     for update in range(40):
         with torch.no_grad():
-            fake = players.generator(job.noise("d_noise", update))
-        losses.append(float(update_discriminator(players, stream.batch(update).double(), fake, update, job)["d_loss"]))
+            fake = state.generator(context.noise("d_noise", update))
+        losses.append(float(update_discriminator(state, stream.batch(update).double(), fake, update, context)["d_loss"]))
     assert losses[-1] < 0.4 < losses[0]  # at chance it is 1.39
 
 
@@ -301,7 +296,7 @@ def test_compiled_networks_train_as_they_are(norm: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(nn.Module, "compile", trace)
     losses = []
     for setting in ("false", "true"):
-        players, stream, job = start(f"model.discriminator.norm={norm}", f"training.compile={setting}")
-        losses.append([float(train_step(players, stream, step, job)["d_loss"]) for step in range(3)])
+        state, stream, context = start(f"model.discriminator.norm={norm}", f"training.compile={setting}")
+        losses.append([float(train_step(state, stream, step, context)["d_loss"]) for step in range(3)])
     assert len(compiled) == 2
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)

@@ -61,13 +61,13 @@ def test_a_look_would_be_noticed() -> None:
 @pytest.mark.parametrize("loss", ["sngan", "wgan-gp"])
 @pytest.mark.parametrize("norm", ["spectral", "mean_spectral", "batch"])
 def test_a_step_looks_at_nothing(norm: str, loss: str) -> None:
-    players, stream, job = start(
+    state, stream, context = start(
         f"model.discriminator.norm={norm}", f"loss.name={loss}", "data.flip=true", "optimizer.decay=linear"
     )
-    health = DivergenceMonitor(job.device, 1e6)
+    health = DivergenceMonitor(context.device, 1e6)
     with watched() as found:
         for step in range(2):
-            health.note(step, train_step(players, stream, step, job))
+            health.note(step, train_step(state, stream, step, context))
     assert not found
 
 

@@ -88,11 +88,11 @@ def _in_environment(environment: dict[str, str], function: Callable[..., None], 
 
 def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
     """Runs ``steps`` steps and saves gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
-    players, stream, job = prepare(config)
-    accelerator, config = job.accelerator, job.config
+    state, stream, context = prepare(config)
+    accelerator, config = context.accelerator, context.config
     for step in range(steps):
-        train_step(players, stream, step, job)
-    generator, discriminator = players.generator, players.discriminator
+        train_step(state, stream, step, context)
+    generator, discriminator = state.generator, state.discriminator
     gradients = {
         f"{player}.{name}": p.grad
         for player, network in (("g", generator), ("d", discriminator))
@@ -102,8 +102,8 @@ def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
     weights = {**generator.state_dict(prefix="g."), **discriminator.state_dict(prefix="d.")}
     with torch.no_grad():
         assert stream.memory is not None
-        real = stream.memory[:16].to(job.dtype) / 127.5 - 1
-        z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=job.dtype).view(16, -1)
+        real = stream.memory[:16].to(context.dtype) / 127.5 - 1
+        z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=context.dtype).view(16, -1)
         outputs = {"images": generator.eval()(z), "scores": discriminator.eval()(real)}
     torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")
 

@@ -20,34 +20,34 @@ from gan.utils.tensor_files import load_tensors
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
-SEAL = "checkpoint.sha256"  # of the manifest, as sha256sum writes it: the manifest has the other files' checksums
+SEAL = "checkpoint.sha256"  # the manifest's checksum, as sha256sum writes it; the manifest holds those of the other files
 StateDict = dict[str, Tensor]
-_UNSEEN = "look-pending"  # an empty file: the one of a checkpoint that may be gone later
+_UNEVALUATED = "look-pending"  # an empty file, removed after the evaluation: the only file that may disappear later
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint's folder holds."""
+    """The content of a checkpoint's folder."""
 
     step: int
     weights: dict[str, StateDict]  # by network
-    optimizers: dict[str, Any]  # state_dict by player
+    optimizers: dict[str, Any]  # state_dict by network
     config: str  # the run's configuration as YAML
     data: str  # fingerprint of the images
-    looked: bool = True  # whether pictures and scores of this step are done; not where the run was stopped meanwhile
+    evaluated: bool = True  # False where the run was stopped before this step's samples and scores were complete
 
 
 def folder_of(root: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies. Names sort by step."""
+    """Return the folder of the checkpoint of ``step``. Names sort by step."""
     return root / f"step-{step:08d}"
 
 
 def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Writes a checkpoint below ``root`` and drops all but the ``keep`` newest. Returns its folder.
+    """Write a checkpoint below ``root``, remove all but the ``keep`` newest, and return its folder.
 
-    Everything is written and synced under another name first. The rename that follows is the one moment from which the
-    checkpoint exists, so a kill at any time leaves the old ones and, then or not, the whole new one.
+    All files are written and synced in a folder of another name, which is then renamed. A kill at any time therefore leaves
+    the old checkpoints and either the whole new one or none of it.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(root)
@@ -57,10 +57,10 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     unfinished = root / f"tmp-{checkpoint.step:08d}"
     try:
         _write_files(unfinished, checkpoint.step, checkpoint.data, files)
-        if not checkpoint.looked:
-            write_synced(unfinished / _UNSEEN)
+        if not checkpoint.evaluated:
+            write_synced(unfinished / _UNEVALUATED)
     except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)  # where the disk is full, it would keep it so
+        shutil.rmtree(unfinished, ignore_errors=True)  # it would keep a full disk full
         raise
     target = folder_of(root, checkpoint.step)
     unfinished.rename(target)
@@ -69,16 +69,16 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     return target
 
 
-def note_looked(root: Path, step: int) -> None:
-    """Pictures and scores of the checkpoint of ``step`` are done, if they were not."""
-    (folder_of(root, step) / _UNSEEN).unlink(missing_ok=True)
+def mark_evaluated(root: Path, step: int) -> None:
+    """Note that samples and scores of the checkpoint of ``step`` are complete."""
+    (folder_of(root, step) / _UNEVALUATED).unlink(missing_ok=True)
 
 
 def tidy(root: Path, step: int, *, keep: int) -> None:
-    """Brings ``root`` into order before a run goes on from its checkpoint of ``step``.
+    """Prepare ``root`` for a run that resumes from its checkpoint of ``step``.
 
-    Newer ones are damaged, or ``newest`` would have taken them: they are set aside under another name, so that they
-    neither stand in the way nor count among the ``keep`` newest. Then finishes a removal that was interrupted.
+    Newer checkpoints are damaged, since ``newest`` did not return them. They are renamed to damaged-*, so that they neither
+    collide with new ones nor count among the ``keep`` newest. An interrupted removal of old checkpoints is completed.
     """
     for folder in steps(root):
         if folder.name > folder_of(root, step).name:
@@ -90,14 +90,16 @@ def tidy(root: Path, step: int, *, keep: int) -> None:
 
 
 def write_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, Tensor]], config: str) -> None:
-    """Writes networks' weights alone, without what training needs to go on, into a new ``folder`` for ``load_weights``."""
+    """Write networks' weights without optimiser state into a new ``folder``, which ``load_weights`` reads."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _write_files(folder, step, "", {**_weight_files(weights), "config.yaml": config.encode()})
 
 
 def replace_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, Tensor]], config: str) -> None:
-    """``write_weights`` over what ``folder`` holds. A kill leaves the old content or the new, though perhaps under the
-    name that ``mend_replaced`` puts right."""
+    """Replace the content of ``folder`` by ``write_weights``.
+
+    A kill leaves the old content or the new, though perhaps under a temporary name, which ``complete_replacement`` restores.
+    """
     new, old = _beside(folder)
     for leftover in (new, old):
         if leftover.exists():
@@ -111,8 +113,8 @@ def replace_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, 
         shutil.rmtree(old)
 
 
-def mend_replaced(folder: Path) -> None:
-    """Finishes or takes back a ``replace_weights`` that was interrupted."""
+def complete_replacement(folder: Path) -> None:
+    """Complete or undo a ``replace_weights`` that was interrupted."""
     new, old = _beside(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -126,7 +128,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
 
 
 def checksum(name: str, weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the file that a checkpoint holds, or would hold, of one network's ``weights``."""
+    """Return the SHA-256 of the safetensors file that a checkpoint holds of one network's ``weights``."""
     (content,) = _weight_files({name: weights}).values()
     return hashlib.sha256(content).hexdigest()
 
@@ -139,7 +141,7 @@ def _weight_files(weights: Mapping[str, Mapping[str, Tensor]]) -> dict[str, byte
 
 
 def _write_files(folder: Path, step: int, data: str, files: Mapping[str, bytes]) -> None:
-    """Writes and syncs ``files`` and, last, the manifest with their checksums and its own."""
+    """Write and sync ``files``, then the manifest with their checksums, then the manifest's own checksum."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         write_synced(folder / name, content)
@@ -157,7 +159,7 @@ def _seal(manifest: bytes) -> bytes:
 
 def _prune(root: Path, keep: int) -> None:
     for old in steps(root)[:-keep]:
-        # Renamed first, so that a kill half way through the removal leaves no folder that looks like a checkpoint.
+        # Renamed first: a kill during the removal leaves no folder that has a checkpoint's name.
         doomed = root / f"tmp-old-{old.name}"
         old.rename(doomed)
         shutil.rmtree(doomed)
@@ -170,14 +172,14 @@ def _remove_unfinished(root: Path) -> None:
 
 
 def steps(root: Path) -> list[Path]:
-    """The checkpoints' folders below ``root``, oldest first. Raises UserError where ``root`` is no folder."""
+    """Return the checkpoints' folders below ``root``, oldest first. Raises UserError where ``root`` is a file."""
     if root.exists() and not root.is_dir():
-        raise UserError(f"{root}: not a folder, as that of checkpoints must be. Restore it from a copy, or remove it.")
+        raise UserError(f"{root}: a file, where the folder of checkpoints is expected. Restore it from a copy, or remove it.")
     return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 
 def load(folder: Path) -> Checkpoint:
-    """The checkpoint in ``folder``, each file's checksum verified. Raises UserError for one that is damaged or none."""
+    """Load the checkpoint in ``folder`` and verify each file's checksum. Raises UserError where it is damaged or missing."""
     contents = _verified(folder)
     manifest = json.loads(contents[MANIFEST])
     weights = {
@@ -190,7 +192,7 @@ def load(folder: Path) -> Checkpoint:
         config, data = contents["config.yaml"].decode(), str(manifest["data"])
     except (ValueError, KeyError) as error:
         raise UserError(f"checkpoint {folder}: cannot be read ({first_line(error)}).") from None
-    return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNSEEN).exists())
+    return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNEVALUATED).exists())
 
 
 def _tensors(folder: Path, name: str, content: bytes) -> StateDict:
@@ -201,18 +203,18 @@ def _tensors(folder: Path, name: str, content: bytes) -> StateDict:
 
 
 def load_weights(folder: Path, name: str) -> StateDict:
-    """One network's weights from the checkpoint in ``folder``, verified. Raises UserError as ``load`` does."""
+    """Load one network's weights from the checkpoint in ``folder``, verified. Raises UserError as ``load`` does."""
     contents = _verified(folder, only=f"{name}.safetensors")
     return _tensors(folder, f"{name}.safetensors", contents[f"{name}.safetensors"])
 
 
 def step_of(folder: Path) -> int:
-    """The step that the manifest in ``folder`` names; for a folder whose weights have been loaded."""
+    """Return the step in the manifest of ``folder``, whose weights have been loaded before."""
     return int(json.loads((folder / MANIFEST).read_bytes())["step"])
 
 
 def networks(folder: Path) -> list[str]:
-    """Names of the networks whose weights ``folder`` holds, as its manifest lists them. Raises UserError as ``load`` does."""
+    """Return the names of the networks whose weights ``folder`` holds. Raises UserError as ``load`` does."""
     _, listed = _manifest(folder)
     return sorted(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
 
@@ -222,7 +224,7 @@ def _damaged(folder: Path, what: str) -> UserError:
 
 
 def _manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
-    """The manifest of a checkpoint, and the size and checksum of each file that it lists. Raises UserError for a damaged one."""
+    """Return the manifest's text, and the size and checksum of each file in it. Raises UserError where it is damaged."""
     try:
         text = read_file(folder / MANIFEST, MAX_JSON)
         manifest = parse_json(text)
@@ -246,7 +248,7 @@ def _manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
 
 
 def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
-    """The contents of the checkpoint's files (or ``only`` one of them), as listed and checked by its manifest."""
+    """Return the contents of the checkpoint's files (or ``only`` one of them), verified against its manifest."""
     text, listed = _manifest(folder)
     if only is not None and only not in listed:
         raise _damaged(folder, f"has no {only}")
@@ -266,25 +268,28 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
 
 
 def first_usable(root: Path, read: Callable[[Path], T]) -> tuple[T | None, list[str]]:
-    """What ``read`` makes of the newest checkpoint below ``root`` that it accepts, and what it says of those passed over."""
-    passed_over: list[str] = []
+    """Return ``read`` of the newest checkpoint below ``root`` that it accepts, and its messages about the newer ones.
+
+    None stands for no checkpoint, or none that ``read`` accepts (it raises UserError).
+    """
+    skipped: list[str] = []
     for folder in reversed(steps(root)):
         try:
-            return read(folder), passed_over
+            return read(folder), skipped
         except UserError as error:
-            passed_over.append(str(error))
-    return None, passed_over
+            skipped.append(str(error))
+    return None, skipped
 
 
 def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """The newest whole checkpoint below ``root``; None where there never was one. Says which damaged ones it passed over.
+    """Load the newest whole checkpoint below ``root``; None where there has never been one. Newer damaged ones go to ``report``.
 
     Raises UserError when there are checkpoints and all are damaged.
     """
     checkpoint, damaged = first_usable(root, load)
     if checkpoint is not None:
         for message in damaged:
-            report(f"{message} Going on from step {checkpoint.step} instead.")
+            report(f"{message} Resuming from step {checkpoint.step} instead.")
         return checkpoint
     if damaged:
         reasons = " ".join(damaged)

@@ -123,7 +123,7 @@ def start_folder(
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
         (folder / DIVERGED).unlink(missing_ok=True)
-        checkpoints.mend_replaced(folder / "best")
+        checkpoints.complete_replacement(folder / "best")
         scores.forget_training_after(folder, step if looked else step - 1)
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())

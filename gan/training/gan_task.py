@@ -1,115 +1,93 @@
-"""Training a GAN: what its run does at each step, and what it shows of it."""
+"""The task that trains a GAN: its steps, sample grids, scores and health warnings."""
 
 import logging
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.data.datasets import BatchShard, BatchStream, ImageDataset, load_images
+from gan.data.datasets import BatchStream, ImageDataset, load_images
 from gan.inference import sampling
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import METRICS, Tracker, last_values
 from gan.runs.scores import Score
 from gan.training import health
-from gan.training.context import Metrics
-from gan.training.gan_step import GanContext, GanState, build_state, restore, snapshot, train_step
+from gan.training.context import GanContext, Metrics
+from gan.training.gan_state import build_state, restore, snapshot
+from gan.training.gan_step import train_step
 from gan.training.loop import due, run_training
 from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
 log = logging.getLogger(__name__)
-
-# Scores a generator after a step. Called by all processes together; the main one gets the score. The last argument is
-# called now and then, and raises where the run is to stop.
-Evaluate: TypeAlias = Callable[[nn.Module, int, Callable[[], None]], Score | None]
-# Updates before which samples may be alike: an untrained generator's are, and so are an average's at first.
-WARM_UP = 200
-OpenEvaluation: TypeAlias = Callable[[GanConfig, ImageDataset, Accelerator], Evaluate]
+WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
 
 
-def train(config: GanConfig, accelerator: Accelerator, open_evaluation: OpenEvaluation | None = None) -> int:
-    """Trains until ``config.training.steps``, going on from the newest checkpoint of the run in ``config.folder``.
+class TrainingScorer(Protocol):
+    """Scores a generator while it trains. ``train`` is handed one, since nothing in ``gan`` imports ``eval``."""
 
-    ``open_evaluation`` gets ready what ``config.evaluation`` asks for; handed in, since nothing here imports eval.
+    def score(self, network: nn.Module, step: int, check_stop: Callable[[], None]) -> Score | None:
+        """Return the score of ``network`` after ``step`` steps on the main process, None on the others.
 
-    Returns and raises as ``gan.training.loop.run_training``.
+        All processes call it together. ``check_stop`` is called now and then; it raises where the run is to stop.
+        """
+
+
+OpenScorer = Callable[[GanConfig, ImageDataset, Accelerator], TrainingScorer]
+
+
+def train(config: GanConfig, accelerator: Accelerator, open_scorer: OpenScorer | None = None) -> int:
+    """Train a GAN for ``config.training.steps`` steps, from the newest checkpoint of the run in ``config.folder``.
+
+    ``open_scorer`` is needed where ``config.evaluation.every`` is not 0. Returns and raises as ``run_training``.
     """
 
-    def begin(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> GanTask:
-        evaluate = None
-        work = GanTask(config, images, accelerator)
+    def make_task(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> GanTask:
+        task = GanTask(config, images, accelerator)
         if config.evaluation.every:
-            assert open_evaluation is not None
-            evaluate = open_evaluation(config, images, accelerator)
-        work.evaluate = evaluate
-        return work
+            assert open_scorer is not None
+            task.scorer = open_scorer(config, images, accelerator)
+        return task
 
-    return run_training(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, begin)
+    return run_training(config, accelerator, lambda: load_images(config.data), lambda config, _: config.training.steps, make_task)
 
 
 class GanTask:
-    """The two players at work; see ``gan.training.loop.TrainingTask``."""
+    """A GAN in training; implements ``gan.training.loop.TrainingTask``."""
 
     def __init__(self, config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> None:
-        share = BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
-        self.config = config
-        self.job = GanContext(config, accelerator, share)
-        self.stream = BatchStream(images, self.job.in_memory(images), config=config, share=share, device=self.job.device)
-        self.players = build_state(self.job)
-        self.evaluate: Evaluate | None = None
-        self._last: dict[str, float] | None = None  # of the records, what `diagnose` goes on from; None: not looked up yet
-        self.total = config.training.steps  # counts G updates: the one that a step ends with
+        self.config, self.images = config, images
+        self.context = GanContext.of(config, accelerator)
+        shard, device = self.context.shard, self.context.device
+        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, share=shard, device=device)
+        self.state = build_state(self.context)
+        self.scorer: TrainingScorer | None = None
         self.images_per_step = config.training.batch_size * config.training.d_steps
+        self._last_health: dict[str, float] | None = None  # of the last record; None: not read yet
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        restore(self.players, checkpoint)
+        restore(self.state, checkpoint)
 
     def snapshot(self, step: int) -> Checkpoint:
-        return snapshot(self.players, step, self.config, self.stream.images.fingerprint)
+        return snapshot(self.state, step, self.config, self.images.fingerprint)
 
     def step(self, number: int) -> Metrics:
-        return train_step(self.players, self.stream, number, self.job)
+        return train_step(self.state, self.stream, number, self.context)
 
     def learning_rates(self) -> dict[str, float]:
-        players = self.players
-        return {"d_lr": players.d_optimizer.param_groups[0]["lr"], "g_lr": players.g_optimizer.param_groups[0]["lr"]}
+        state = self.state
+        return {"d_lr": state.d_optimizer.param_groups[0]["lr"], "g_lr": state.g_optimizer.param_groups[0]["lr"]}
 
     def headline(self, values: dict[str, float]) -> str:
         return f"D {values['d_loss']:.3f}  G {values['g_loss']:.3f}"
 
-    def looks(self, step: int) -> bool:
-        return any(due(step, every, self.total) for every in (self.config.samples.every, self.config.evaluation.every))
-
-    def look(self, step: int, tracker: Tracker | None, check: Callable[[], None]) -> None:
-        if due(step, self.config.evaluation.every, self.total) and self.evaluate is not None:
-            save_score(self.players, step, self.config, tracker, self.evaluate, check)
-        if due(step, self.config.samples.every, self.total) and tracker is not None:
-            samples = save_samples(self.players, step, self.config, tracker)
-            self._look_for_collapse(step, samples, tracker)
-
-    def _look_for_collapse(self, step: int, samples: Tensor, tracker: Tracker) -> None:
-        images, least = self.stream.images, self.config.health.min_spread
-        count = min(len(samples), len(images))
-        if count < 2:
-            return
-        found = health.relative_spread(samples, (images[index] for index in range(count)))
-        tracker.log(step, {"samples_spread": found})
-        if found < least and step >= WARM_UP:
-            _warn(
-                f"step {step}: the generator has collapsed: its samples differ {found:.1%} as much as real images do"
-                f" (health.min_spread={least:g}). Look at samples/; training may not recover from it.",
-                step,
-                tracker,
-            )
-
     def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
         config = self.config
-        before = last_values(config.folder / METRICS, "d_chance_steps") if self._last is None else self._last
+        before = last_values(config.folder / METRICS, "d_chance_steps") if self._last_health is None else self._last_health
         steps = health.steps_at_chance(config.loss.name, values["d_loss"], step, before)
         limit = config.health.chance_steps
         if limit and before.get("d_chance_steps", 0) < limit <= steps:
@@ -119,48 +97,68 @@ class GanTask:
                 step,
                 tracker,
             )
-        self._last = {"step": step, "d_chance_steps": steps}
+        self._last_health = {"step": step, "d_chance_steps": steps}
         return {"d_chance_steps": steps}
+
+    def should_evaluate(self, step: int) -> bool:
+        return self._samples_due(step) or self._score_due(step)
+
+    def _samples_due(self, step: int) -> bool:
+        return due(step, self.config.samples.every, self.config.training.steps)
+
+    def _score_due(self, step: int) -> bool:
+        return due(step, self.config.evaluation.every, self.config.training.steps)
+
+    def evaluate(self, step: int, tracker: Tracker | None, check_stop: Callable[[], None]) -> None:
+        if self._score_due(step) and self.scorer is not None:
+            score = self.scorer.score(self.state.best_generator, step, check_stop)
+            if tracker is not None and score is not None:
+                self._save_score(score, step, tracker)
+        if self._samples_due(step) and tracker is not None:
+            self._warn_of_collapse(self._save_samples(step, tracker), step, tracker)
+
+    def _save_score(self, score: Score, step: int, tracker: Tracker) -> None:
+        """Record ``score``, and keep the generator as best/ if no earlier score of its kind was better."""
+        folder, state = self.config.folder, self.state
+        best = scores.best_distance(folder, score.record["series"])
+        if best is None or score.distance < best:
+            name = "generator" if state.generator_ema is None else "ema"
+            checkpoints.replace_weights(folder / "best", step, {name: state.best_generator.state_dict()}, to_yaml(self.config))
+        # After the weights: a run killed between the two scores this step again and replaces them by the same weights.
+        scores.append(folder, score.record)
+        tracker.log(step, score.curves)
+
+    def _save_samples(self, step: int, tracker: Tracker) -> Tensor:
+        """Write the grid of the run's fixed noise as samples/step-*.png. Return its images, (N, C, H, W) uint8."""
+        settings, latent_dim = self.config.samples, self.config.model.latent_dim
+        pieces = sampling.generate(self.state.best_generator, seed=settings.seed, count=settings.count, latent_dim=latent_dim)
+        images = torch.cat(list(pieces))
+        pixels = sampling.grid(images)
+        folder = self.config.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
+        tracker.image(step, "samples", pixels)
+        return images
+
+    def _warn_of_collapse(self, samples: Tensor, step: int, tracker: Tracker) -> None:
+        """Record how much ``samples`` differ, relative to real images, and warn where they are nearly equal."""
+        least, count = self.config.health.min_spread, min(len(samples), len(self.images))
+        if count < 2:
+            return
+        found = health.relative_spread(samples, (self.images[index] for index in range(count)))
+        tracker.log(step, {"samples_spread": found})
+        if found < least and step >= WARM_UP:
+            _warn(
+                f"step {step}: the generator has collapsed: its samples differ {found:.1%} as much as real images do"
+                f" (health.min_spread={least:g}). See samples/; training may not recover from it.",
+                step,
+                tracker,
+            )
 
     def close(self) -> None:
         self.stream.close()
 
 
 def _warn(text: str, step: int, tracker: Tracker) -> None:
-    log.warning(f"{text}")
+    log.warning(text)
     tracker.message(step, text)
-
-
-def save_samples(players: GanState, step: int, config: GanConfig, tracker: Tracker) -> Tensor:
-    """The grid of the run's fixed noise as samples/step-*.png: of the averaged generator where there is one. Returns its
-    images."""
-    pieces = sampling.generate(
-        players.average or players.generator,
-        seed=config.samples.seed,
-        count=config.samples.count,
-        latent_dim=config.model.latent_dim,
-    )
-    images = torch.cat(list(pieces))
-    pixels = sampling.grid(images)
-    folder = config.folder / "samples"
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
-    tracker.image(step, "samples", pixels)
-    return images
-
-
-def save_score(
-    players: GanState, step: int, config: GanConfig, tracker: Tracker | None, evaluate: Evaluate, check: Callable[[], None]
-) -> None:
-    """Scores the averaged generator where there is one, and keeps it as best/ if no score of its kind was better."""
-    network = players.average or players.generator
-    score = evaluate(network, step, check)
-    if tracker is None or score is None:
-        return
-    best = scores.best_distance(config.folder, score.record["series"])
-    if best is None or score.distance < best:
-        name = "generator" if players.average is None else "ema"
-        checkpoints.replace_weights(config.folder / "best", step, {name: network.state_dict()}, to_yaml(config))
-    # Later than the weights: a kill between the two scores this step again, and replaces them by the same.
-    scores.append(config.folder, score.record)
-    tracker.log(step, score.curves)

@@ -1,11 +1,11 @@
-"""What the processes of one run agree on: devices, mistakes, and when to stop."""
+"""The processes of one run: how they are connected, and how they agree on results, on errors and on when to stop."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,14 +18,13 @@ T = TypeVar("T")
 
 
 def make_accelerator(cpu: bool = False) -> Accelerator:
-    """Devices and processes; ``cpu`` leaves GPUs alone. Precision is the run's own matter, see Job.
+    """Return the devices and processes of this command; ``cpu`` ignores GPUs. Precision is set by the run, not here.
 
-    Raises UserError when a launcher started several processes that do not know of each other: they would all write
-    the same files.
+    Raises UserError when a launcher started several processes that are not connected: they would all write the same files.
     """
-    # Scores are computed by one process while the others wait; NCCL's own patience is ten minutes.
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[patience])
+    # One process computes scores while the others wait; NCCL gives up after ten minutes by default.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[timeout])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(
@@ -35,20 +34,22 @@ def make_accelerator(cpu: bool = False) -> Accelerator:
     # Exact resume needs the same sums in the same order.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is what it says, also in the penalty of a bf16 run
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, also in the penalty of a bf16 run
     return accelerator
 
 
 class AgreedError(UserError):
-    """A mistake that ends every process of the run at the same point of the program."""
+    """A user's mistake that ends every process of the run at the same point of the program."""
 
 
 @contextmanager
 def connected(cpu: bool = False) -> Iterator[Accelerator]:
-    """Devices and processes for a command; processes part at its end, if all of them have come to one.
+    """Connect the processes of a command, and disconnect them at its end if all of them reach one.
 
-    Left to the interpreter's own end, gloo's threads abort the process now and then, after all work is done. A process
-    that fails alone does not part from the others: it could wait for them, and they for it, for ever.
+    Without the explicit end, gloo's threads abort the process now and then after all work is done. A process that fails
+    alone does not disconnect: it could wait for the others, and they for it, for ever.
+
+    Raises LostProcessError when another process of the run has ended.
     """
     accelerator = make_accelerator(cpu)
     try:
@@ -67,7 +68,7 @@ def connected(cpu: bool = False) -> Iterator[Accelerator]:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL could not reach another process. gloo has no class of its own for that."""
+    """Whether gloo or NCCL could not reach another process. gloo raises no class of its own for that."""
     words = (
         "connection closed",
         "connection reset",
@@ -81,33 +82,45 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """``function``'s result, run by the main process and sent to all. A UserError ends all, and one says it."""
+    """Run ``function`` on the main process and return its result on all. A UserError ends all; the main process reports it."""
     outcome: list[Any] = [None, "the main process failed"]
     try:
         if accelerator.is_main_process:
             outcome = [function(), None]
     except UserError as error:
         outcome = [None, str(error)]
-    finally:  # whatever happened: the others are waiting
+    finally:  # in every case, since the others are waiting
         broadcast_object_list(outcome)
     _end_if(outcome[1], accelerator)
     result: T = outcome[0]
     return result
 
 
-def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """``function``'s own result, run by every process. A UserError on any of them ends all, and one says it."""
-    result, mistake = None, None
+@contextmanager
+def agree_on_errors(accelerator: Accelerator) -> Iterator[None]:
+    """Run the block on every process. A UserError on any of them ends all after the block; the main process reports it.
+
+    The block must not communicate: a process that has failed is not there to answer.
+    """
+    mistake = None
     try:
-        result = function()
+        yield
+    except AgreedError:
+        raise
     except UserError as error:
         mistake = str(error)
     _end_if(next((text for text in gather_object([mistake]) if text), None), accelerator)
-    return cast(T, result)
+
+
+def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Run ``function`` on every process, within ``agree_on_errors``, and return this process's result."""
+    with agree_on_errors(accelerator):
+        result = function()
+    return result  # noqa: RET504 (mypy takes every context manager for one that may swallow an exception)
 
 
 def on_all_in_turn(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """As ``on_all``, one process of each machine first: it downloads, the others find it there."""
+    """As ``on_all``, one process of each machine first: it downloads, the others find the file there."""
     first = on_all(accelerator, lambda: function() if accelerator.is_local_main_process else None)
     return on_all(accelerator, lambda: first or function())
 
@@ -124,30 +137,30 @@ class StopAskedError(Exception):
 
 
 class StopRequest:
-    """Whether SIGTERM or Ctrl-C asked to stop; a second Ctrl-C stops at once."""
+    """Within its context, SIGTERM and Ctrl-C ask the run to stop after the present step; a second Ctrl-C ends it at once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.signal = 0
+        self.signal = 0  # the number of the signal that asked to stop
         self._processes = accelerator.num_processes
-        # On the CPU and apart from the gradients', so that agreeing never waits for the device.
+        # A gloo group on the CPU, apart from the gradients' one, so that agreeing never waits for the device.
         self._group: Any = dist.new_group(backend="gloo") if self._processes > 1 else None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def agreed(self) -> bool:
-        """Whether any process was asked to stop: the same answer on all."""
+        """Return whether any process was asked to stop: the same answer on all."""
         if self._group is not None:
             flag = torch.tensor(self.signal)
             dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
@@ -155,6 +168,6 @@ class StopRequest:
         return self.signal != 0
 
     def check(self) -> None:
-        """Raises StopAskedError on all processes, if any of them was asked to stop."""
+        """Raise StopAskedError on all processes if any of them was asked to stop."""
         if self.agreed():
             raise StopAskedError

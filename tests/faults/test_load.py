@@ -88,10 +88,10 @@ class LightWork:
     def diagnose(self, step: int, values: dict[str, float], tracker: Tracker) -> dict[str, float]:
         return {}
 
-    def looks(self, step: int) -> bool:
+    def should_evaluate(self, step: int) -> bool:
         return self.on_look is not None and step > 0 and step % 1000 == 0
 
-    def look(self, step: int, tracker: Tracker | None, *_: Any) -> None:
+    def evaluate(self, step: int, tracker: Tracker | None, *_: Any) -> None:
         assert tracker is not None
         assert self.on_look is not None
         self.on_look(step)

@@ -50,6 +50,6 @@ def test_a_run_stopped_while_it_is_scored_leaves_at_once_and_ends_as_the_calm_on
     assert [worker.exitcode for worker in workers] == [128 + signal.SIGTERM] * processes
     newest = checkpoints.newest(run / "checkpoints", print)
     assert (newest.step if newest else 0) == step
-    assert newest is None or not newest.looked
+    assert newest is None or not newest.evaluated
     run_together(processes, train_with_slow_scores, arguments, 0.0)
     assert contents(run) == expected
