@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan.data.datasets import BatchShard, ImageDataset
+from gan.data.datasets import ImageDataset
+from gan.data.stream import BatchShard
 from gan.utils.distributed import on_all
 from gan.utils.progress import follow
 from gan.utils.settings import C

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.data.datasets import BatchStream
-from gan.models.dcgan import build_discriminator, build_generator
+from gan.data.stream import BatchStream
+from gan.models.build import build_discriminator, build_generator
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
 from gan.models.norms import SpectralNorm, power_iterate, shared_spectral_weights
 from gan.runs.checkpoints import Checkpoint

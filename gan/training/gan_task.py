@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.data.datasets import BatchShard, BatchStream, ImageDataset, load_images
+from gan.data.datasets import ImageDataset, load_images
+from gan.data.stream import BatchShard, BatchStream
 from gan.inference import sampling
+from gan.inference.images import encode, grid
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import METRICS, Tracker, last_values
@@ -141,10 +143,10 @@ def save_samples(players: GanState, step: int, config: GanConfig, tracker: Track
         latent_dim=config.model.latent_dim,
     )
     images = torch.cat(list(pieces))
-    pixels = sampling.grid(images)
+    pixels = grid(images)
     folder = config.folder / "samples"
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
+    write_atomically(folder / f"step-{step:08d}.png", encode(pixels))
     tracker.image(step, "samples", pixels)
     return images
 
