@@ -15,7 +15,8 @@ from eval.extractors import load_extractor
 from eval.features import extract
 from eval.protocols import Reference, measure
 from gan.config import load_config
-from gan.data.datasets import BatchShard, BatchStream, load_images
+from gan.data.datasets import load_images
+from gan.data.stream import BatchShard, BatchStream
 from gan.runs.folder import resolve
 from gan.training.gan_step import train_step
 from gan.utils.settings import DataConfig

@@ -10,7 +10,8 @@ from benchmarks import plain
 from benchmarks.alternating import Candidate, Case, compete
 from benchmarks.measurements import Measurement, Suite
 from gan.config import GanConfig, load_config
-from gan.data.datasets import BatchStream, load_images
+from gan.data.datasets import load_images
+from gan.data.stream import BatchStream
 from gan.models.dcgan import Discriminator, Generator
 from gan.models.losses import discriminator_loss, generator_loss
 from gan.models.norms import SpectralNorm

@@ -13,7 +13,7 @@ from eval import comparison_keys
 from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
 from gan.data.decoding import MAX_FILE_BYTES
-from gan.inference import sampling
+from gan.inference.images import encode, grid
 from gan.runs import scores
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import read_file, read_records
@@ -286,6 +286,6 @@ def _real_grid(config: GanConfig) -> bytes | None:
         images = load_images(config.data)
         step = max(1, len(images) // 64)
         chosen = [images[index] for index in range(0, len(images), step)][:64]
-        return sampling.encode(sampling.grid(torch.stack(chosen)))
+        return encode(grid(torch.stack(chosen)))
     except UserError:
         return None

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from gan.data.decoding import MAX_FILE_BYTES, decode
+from gan.inference import images as image_files
 from gan.inference import sampling
-from gan.inference.generator import TrainedGenerator, export, load_generator
+from gan.inference.export import export
+from gan.inference.generator import TrainedGenerator, load_generator
 from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError, first_line
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _frame(path: Path) -> sampling.Pixels:
+def _frame(path: Path) -> image_files.Pixels:
     try:
         return np.array(decode(read_file(path, MAX_FILE_BYTES), str(path)))
     except OSError as error:
@@ -111,14 +113,14 @@ def sample(options: argparse.Namespace) -> None:
     dimension = generator.config.model.latent_dim
     if options.single:
         pieces = sampling.generate(generator.network, seed=seed, count=count, latent_dim=dimension)
-        sampling.save_images(pieces, options.out)
+        image_files.save_images(pieces, options.out)
     elif options.interpolate:
         columns = options.columns or 10
         rows = options.interpolate
         images = sampling.interpolations(generator.network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
-        write_atomically(options.out, sampling.encode(sampling.grid(images, columns)))
+        write_atomically(options.out, image_files.encode(image_files.grid(images, columns)))
     else:
-        write_atomically(options.out, sampling.encode(sampling.grid(generator.sample(count, seed), options.columns)))
+        write_atomically(options.out, image_files.encode(image_files.grid(generator.sample(count, seed), options.columns)))
 
 
 def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
@@ -132,12 +134,12 @@ def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
         frames = [_frame(path) for path in pictures]
     else:
         generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
-        frames = [sampling.grid(generator.sample(count, seed), options.columns) for generator in generators]
+        frames = [image_files.grid(generator.sample(count, seed), options.columns) for generator in generators]
     if len(frames) < 2:
         where = options.run / options.animate
         setting = "samples.every" if options.animate == "samples" else "checkpoint.every and checkpoint.keep"
         raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
-    sampling.save_animation(frames, options.out)
+    image_files.save_animation(frames, options.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gan.data.datasets import BatchShard, BatchStream, ImageDataset
+from gan.data.datasets import ImageDataset
+from gan.data.stream import BatchShard, BatchStream
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint

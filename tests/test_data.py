@@ -18,8 +18,9 @@ from PIL import Image, PngImagePlugin
 
 from gan.config import GanConfig, GanTrainingConfig
 from gan.data import sources
-from gan.data.datasets import BatchShard, BatchStream, ImageDataset, load_images
+from gan.data.datasets import ImageDataset, load_images
 from gan.data.decoding import MAX_FILE_BYTES
+from gan.data.stream import BatchShard, BatchStream
 from gan.utils import keyed_random
 from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig

@@ -14,7 +14,8 @@ from PIL import Image
 import gan.__main__
 from gan import load_generator
 from gan.inference import sampling
-from gan.inference.sampling import grid, latents, slerp, to_uint8
+from gan.inference.images import grid, to_uint8
+from gan.inference.sampling import latents, slerp
 from gan.utils import cli
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks.steps import prepare
 from gan.config import GanConfig, load_config
-from gan.data.datasets import BatchStream, load_images
+from gan.data.datasets import load_images
+from gan.data.stream import BatchStream
 from gan.runs import checkpoints
 from gan.training.context import GanContext
 from gan.training.gan_state import GanState, build_state, update_ema

@@ -10,16 +10,15 @@ from torch import Tensor, nn
 
 from gan.config import GanConfig, load_config
 from gan.inference import sampling
-from gan.models.dcgan import build_generator
+from gan.models.build import build_generator
 from gan.runs import checkpoints
 from gan.utils.errors import UserError
-from gan.utils.files import new_folder, write_synced
 from gan.utils.settings import set_value
 
 log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
-_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
+WEIGHT_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
     Raises UserError when there is none.
     """
     path = Path(path)
-    if weights not in (None, *_FILES):
+    if weights not in (None, *WEIGHT_FILES):
         raise UserError(f"weights={weights!r}: expected 'ema' or 'raw'.")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
@@ -74,9 +73,9 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
     """The generator of one checkpoint or export."""
     available = checkpoints.networks(folder)
     chosen: Weights = weights or ("ema" if "ema" in available else "raw")
-    if _FILES[chosen] not in available:
+    if WEIGHT_FILES[chosen] not in available:
         raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
-    saved = checkpoints.load_weights(folder, _FILES[chosen])
+    saved = checkpoints.load_weights(folder, WEIGHT_FILES[chosen])
     config = load_config(folder / "config.yaml")
     try:
         _require_as_many(config, saved)
@@ -96,46 +95,3 @@ def _require_as_many(config: GanConfig, saved: checkpoints.StateDict) -> None:
         bare = build_generator(set_value(config, "model.generator.norm", "none"))
     if sum(p.numel() for p in bare.parameters()) > sum(weight.numel() for weight in saved.values()):
         raise RuntimeError("more weights than were saved")
-
-
-def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
-    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid. It is
-    there whole or not at all.
-
-    Raises UserError when ``out`` exists and is not empty.
-    """
-    with new_folder(out) as folder:
-        checkpoints.write_weights(
-            folder,
-            generator.step,
-            {_FILES[generator.weights]: generator.network.state_dict()},
-            (generator.folder / "config.yaml").read_text(),
-        )
-        write_synced(folder / "grid.png", sampling.encode(sampling.grid(generator.sample(64, seed))))
-        write_synced(folder / "README.md", _card(generator, seed).encode())
-
-
-def _card(generator: TrainedGenerator, seed: int) -> str:
-    config = generator.config
-    data, model = config.data, config.model
-    return f"""# {config.run.name}
-
-![64 samples of seed {seed}, not selected](grid.png)
-
-A DCGAN generator trained with msngan: {generator.step:,} generator updates,
-{generator.weights} weights. The picture shows the first 64 samples of seed {seed}; none was chosen.
-
-| | |
-|---|---|
-| images | {data.channels} x {data.image_size} x {data.image_size}, trained on {data.name} ({data.split}) |
-| generator | {model.generator.channels} channels, norm {model.generator.norm}, z of {model.latent_dim} |
-| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.norm} |
-| loss | {config.loss.name}, {config.training.d_steps} D updates per G update, batch {config.training.batch_size} |
-| seed | {config.seed} |
-
-    from gan import load_generator
-    images = load_generator("FOLDER").sample(64, seed=0)  # uint8, (64, {data.channels}, {data.image_size}, {data.image_size})
-
-All settings are in config.yaml. The weights are in safetensors and hold no code. This card was written by the program:
-it states no score, no licence and no fitness for a use; the training images' own terms apply.
-"""

@@ -1,9 +1,7 @@
 """The standard CNN of the SNGAN paper (Miyato et al. 2018, Table 3) for generator and discriminator, of any width and size."""
 
-import torch
 from torch import Tensor, nn
 
-from gan.config import GanConfig
 from gan.models.norms import Layer, normalize
 
 SLOPE = 0.1  # of LeakyReLU, in the discriminator
@@ -78,39 +76,6 @@ class Discriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.layers(images)
         return scores.squeeze(1)
-
-
-def build_generator(config: GanConfig) -> Generator:
-    """The generator that ``config`` describes, its initial weights a function of the seed alone.
-
-    ``config.data.channels`` must have been resolved.
-    """
-    assert config.data.channels is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return Generator(
-            latent_dim=config.model.latent_dim,
-            channels=config.model.generator.channels,
-            image_channels=config.data.channels,
-            image_size=config.data.image_size,
-            norm=config.model.generator.norm,
-            init_std=config.model.init_std,
-        )
-
-
-def build_discriminator(config: GanConfig) -> Discriminator:
-    """Like ``build_generator``, from a sequence of its own."""
-    assert config.data.channels is not None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed + 1_000_003)
-        return Discriminator(
-            channels=config.model.discriminator.channels,
-            image_channels=config.data.channels,
-            image_size=config.data.image_size,
-            norm=config.model.discriminator.norm,
-            init_std=config.model.init_std,
-            twice_differentiable=config.loss.name == "wgan-gp",
-        )
 
 
 def trainable_parameters(network: nn.Module) -> int:

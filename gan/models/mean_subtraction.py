@@ -3,70 +3,14 @@
 The arithmetic under ``gan.models.norms``, with backward passes of its own (Eq. 10 of the MSN paper). Torch only.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-Reorder: TypeAlias = Callable[[Tensor], Tensor]
-
-
-def processes() -> int:
-    """Number of processes that share a batch."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """An all-reduce that can be differentiated any number of times: every process's loss depends on every input, so the
-    gradient of an input is the sum of theirs. (torch.distributed.nn has the same and has been deprecated.)"""
-
-    @staticmethod
-    def forward(_context: Any, x: Tensor) -> Tensor:
-        summed = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
-
-    @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:
-        result: Tensor = _SumOverProcesses.apply(gradient)
-        return result
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
-    count = processes()
-    return x if count == 1 else _SumOverProcesses.apply(x) / count
-
-
-def full_precision(device: str) -> AbstractContextManager[Any]:
-    """No autocast; entering its context where there is none would cost more than some of the layers' operations."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def as_matrix(weight: Tensor, transposed: bool) -> tuple[Tensor, Reorder, Reorder]:
-    """W as (outputs, rest), without a copy where it is channels last; and what brings a vector over the rest from (inputs,
-    kernel), the order in which v is kept, into the matrix's order, and back.
-
-    A transposed convolution keeps its outputs in dimension 1.
-    """
-    if transposed:  # its rest is in the order of v in memory, too
-        return weight.permute(0, 2, 3, 1).flatten(0, 2).T, _as_it_is, _as_it_is
-    if weight.dim() == 2 or weight.is_contiguous():
-        return weight.flatten(1), _as_it_is, _as_it_is
-    inputs, height, width = weight.shape[1:]
-    return (
-        weight.permute(0, 2, 3, 1).flatten(1),
-        lambda v: v.view(inputs, height, width).permute(1, 2, 0).flatten(),
-        lambda v: v.view(height, width, inputs).permute(2, 0, 1).flatten(),
-    )
-
-
-def _as_it_is(vector: Tensor) -> Tensor:
-    return vector
+from gan.models.all_reduce import mean_over_processes, processes, sum_over_processes
+from gan.models.memory_layout import as_matrix, channel_sums, subtract_image, summed_image
 
 
 class MeanSubtraction(torch.autograd.Function):
@@ -75,13 +19,13 @@ class MeanSubtraction(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        mean = mean_over_processes(_channel_sums(h, m.dtype) / (h.numel() // len(m)))
+        mean = mean_over_processes(channel_sums(h, m.dtype) / (h.numel() // len(m)))
         context.mark_non_differentiable(mean)
         return h + (m - mean).to(h.dtype).view(1, -1, 1, 1), mean
 
     @staticmethod
     def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        g_m = _channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
+        g_m = channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
         mean = mean_over_processes(g_m / (gradient.numel() // len(g_m)))
         return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
 
@@ -121,7 +65,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
     def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> tuple[Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-        patch = windows @ mean_over_processes(_summed_image(x, weight.dtype))  # kernel C
+        patch = windows @ mean_over_processes(summed_image(x, weight.dtype))  # kernel C
         mean = _respond(rounded.to(weight.dtype), patch, arguments)
         context.save_for_backward(x, weight, m, patch)
         context.arguments = arguments
@@ -149,18 +93,18 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             return result
 
         if 3 * gradient.numel() <= 2 * x.numel():
-            g_m = _channel_sums(gradient, weight.dtype)
-            s = (_summed_over_processes(g_m) / values).to(gradient.dtype)
+            g_m = channel_sums(gradient, weight.dtype)
+            s = (sum_over_processes(g_m) / values).to(gradient.dtype)
             g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
             return g_x, g_weight, g_m, None
         # The gradient of a bias comes with that of the weight, and not without it.
         g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
-        g_m = g_m.to(weight.dtype) if need_weight else _channel_sums(gradient, weight.dtype)
+        g_m = g_m.to(weight.dtype) if need_weight else channel_sums(gradient, weight.dtype)
         if need_x:
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-            s = _summed_over_processes(g_m) / processes()  # times what the windows divide by
+            s = sum_over_processes(g_m) / processes()  # times what the windows divide by
             above = _respond_back(rounded.to(weight.dtype), s, arguments)  # kernel C
-            _subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
+            subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
         if need_weight:
             g_weight = g_weight.to(weight.dtype)
             # The outer product of s and the mean patch, of which s is without its divisor and the patch has it.
@@ -176,39 +120,6 @@ def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: Conv
     h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
     mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
     return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
-
-
-# Sums over images, and over all but the channels, take torch ten times as long for four dimensions as for the two that the
-# memory has (CPU, 2.14), so these flatten first.
-def _summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (H W, C), in ``dtype``."""
-    channels = x.shape[1]
-    if _is_channels_last(x):
-        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(-1, channels)
-    return x.flatten(1).sum(0, dtype=dtype).view(channels, -1).T
-
-
-def _channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (C,), in ``dtype``."""
-    if not _is_channels_last(x):
-        return x.sum((0, 2, 3), dtype=dtype)
-    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=dtype)
-
-
-def _subtract_image(x: Tensor, image: Tensor) -> None:
-    """Takes ``image`` (H W, C) from every image of ``x`` (B, C, H, W), in place."""
-    if _is_channels_last(x):
-        x.permute(0, 2, 3, 1).flatten(1).sub_(image.flatten())
-    else:
-        x.sub_(image.unflatten(0, x.shape[2:]).permute(2, 0, 1))
-
-
-def _summed_over_processes(x: Tensor) -> Tensor:
-    return x if processes() == 1 else _SumOverProcesses.forward(None, x)
 
 
 @lru_cache(64)

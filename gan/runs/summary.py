@@ -6,7 +6,8 @@ from accelerate import Accelerator
 
 from gan.config import GanConfig
 from gan.data.sources import image_channels
-from gan.models.dcgan import build_discriminator, build_generator, trainable_parameters
+from gan.models.build import build_discriminator, build_generator
+from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
 from gan.runs.folder import prospects, resolve, saved_config
 from gan.runs.loggers import last_values

@@ -8,7 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.data.datasets import BatchShard, ImageDataset
+from gan.data.datasets import ImageDataset
+from gan.data.stream import BatchShard
 from gan.utils import keyed_random
 from gan.utils.distributed import agree_on_errors
 from gan.utils.progress import follow

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.models.dcgan import build_discriminator, build_generator
+from gan.models.build import build_discriminator, build_generator
 from gan.models.norms import SpectralNorm, power_iterate
 from gan.runs.checkpoints import Checkpoint
 from gan.training.context import TrainContext

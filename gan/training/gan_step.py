@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from gan.data.datasets import BatchStream
+from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
 from gan.models.norms import power_iterate, shared_spectral_weights
 from gan.training.context import GanContext, Metrics

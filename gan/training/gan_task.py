@@ -9,8 +9,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from gan.config import GanConfig
-from gan.data.datasets import BatchStream, ImageDataset, load_images
+from gan.data.datasets import ImageDataset, load_images
+from gan.data.stream import BatchStream
 from gan.inference import sampling
+from gan.inference.images import encode, grid
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import METRICS, Tracker, last_values
@@ -133,10 +135,10 @@ class GanTask:
         settings, latent_dim = self.config.samples, self.config.model.latent_dim
         pieces = sampling.generate(self.state.best_generator, seed=settings.seed, count=settings.count, latent_dim=latent_dim)
         images = torch.cat(list(pieces))
-        pixels = sampling.grid(images)
+        pixels = grid(images)
         folder = self.config.folder / "samples"
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
+        write_atomically(folder / f"step-{step:08d}.png", encode(pixels))
         tracker.image(step, "samples", pixels)
         return images
 

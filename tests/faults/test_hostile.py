@@ -34,7 +34,7 @@ from gan.data import datasets, sources
 from gan.data.datasets import load_images, to_pixels
 from gan.data.decoding import decode
 from gan.inference.generator import load_generator
-from gan.models.dcgan import build_generator
+from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
 from gan.utils import cli
 from gan.utils.errors import UserError

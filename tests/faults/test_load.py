@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.alternating import peak_memory
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset, load_images
-from gan.inference import sampling
+from gan.inference.images import encode
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import Tracker, last_values
 from gan.training.context import Metrics
@@ -98,7 +98,7 @@ class LightWork:
         pixels = np.full((64, 64), step % 256, dtype=np.uint8)
         folder = self.config.folder / "samples"
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"step-{step:08d}.png", sampling.encode(pixels))
+        write_atomically(folder / f"step-{step:08d}.png", encode(pixels))
         tracker.image(step, "samples", pixels)
 
     def close(self) -> None:

@@ -1,0 +1,84 @@
+"""Images as files: grids, single PNGs and animations."""
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from gan.utils.files import new_folder, write_atomically
+
+Pixels = NDArray[np.uint8]
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to 0..255 by rounding, as a PNG would hold it. (Flooring would darken by half a level.)"""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Pixels:
+    """(N, C, H, W) uint8 side by side, on white: (H', W', 3), or (H', W') for grey. As near to a square as it goes."""
+    count, channels, height, width = images.shape
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8)
+    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        top = padding + index // columns * (height + padding)
+        left = padding + index % columns * (width + padding)
+        canvas[top : top + height, left : left + width] = image
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def encode(pixels: Pixels, format: str = "PNG") -> bytes:
+    """An image file's content for (H, W) or (H, W, 3)."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, format=format)
+    return buffer.getvalue()
+
+
+def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 300) -> None:
+    """An endless GIF of ``frames``, the last one held longer."""
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = BytesIO()
+    durations = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    write_atomically(path, buffer.getvalue())
+
+
+def save_images(pieces: Iterable[Tensor], out: Path, *, start: int = 0) -> int:
+    """Single PNGs, named by index, into a folder or a .zip (stored, not compressed again). Returns their number.
+
+    A kill leaves no part of them under the name of ``out``, and the same call then begins anew.
+
+    Raises UserError when ``out`` is a folder that already holds files, which would mix two sets.
+    """
+    index = start
+    if out.suffix.lower() == ".zip":
+        unfinished = out.with_name(f".{out.name}.tmp")
+        with unfinished.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for image in _single(pieces):
+                    # A fixed date: the same samples give the same archive.
+                    archive.writestr(zipfile.ZipInfo(f"{index:06d}.png", (1980, 1, 1, 0, 0, 0)), encode(image))
+                    index += 1
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(out)
+    else:
+        with new_folder(out) as folder:
+            for image in _single(pieces):
+                (folder / f"{index:06d}.png").write_bytes(encode(image))
+                index += 1
+    return index - start
+
+
+def _single(pieces: Iterable[Tensor]) -> Iterator[Pixels]:
+    for piece in pieces:
+        for image in piece.permute(0, 2, 3, 1).numpy():
+            yield image[..., 0] if image.shape[-1] == 1 else image

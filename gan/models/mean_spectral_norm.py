@@ -1,0 +1,85 @@
+"""Mean spectral normalisation of a layer, and its mean subtraction alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan.models.all_reduce import mean_over_processes, processes
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of
+from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision
+
+
+class MeanSpectralNorm(SpectralNorm):
+    """Mean spectral normalisation: h = (W / sigma(W)) g (Eq. 6), output h - E[h] + m (Eq. 7).
+
+    E is the mean of each channel over batch and positions; in evaluation mode its running average. m is learned. The
+    layer's own bias would be cancelled by the mean: it is left out and gets no gradient.
+
+    The layer is linear, so E[h] is W applied to the mean of what its kernel sees, and m - E[h] is passed as the layer's
+    bias: no pass over the output. Under bf16 autocast that bias is rounded, which leaves up to 2^-9 of E[h] in the output's
+    mean.
+    """
+
+    def __init__(self, layer: Layer, *, momentum: float = 0.1, initial_iterations: int = 15) -> None:
+        """``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
+
+        Raises ValueError for a convolution that pads with anything but zeros, or by a word.
+        """
+        super().__init__(layer, initial_iterations=initial_iterations)
+        if not isinstance(layer, nn.Linear) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+            raise ValueError(f"padding_mode={layer.padding_mode}, padding={layer.padding}: expected zeros, and numbers")
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        zeros = torch.zeros(channels, dtype=layer.weight.dtype, device=layer.weight.device)
+        self.momentum = momentum
+        self.m = nn.Parameter(zeros.clone())
+        self.running_mean: Tensor
+        self.register_buffer("running_mean", zeros.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), or (B, ..., C) for a dense layer. Raises ValueError when a channel has a single value in training."""
+        weight = self.weight()
+        if not self.training:
+            return apply_layer(self.layer, x, weight, self.m - self.running_mean)
+        rounded = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        with full_precision(x.device.type):
+            output, mean = self._centred(x.to(rounded), weight)
+        if output.numel() // len(mean) * processes() == 1:
+            raise ValueError("mean spectral norm needs more than one value per channel in training")
+        self.running_mean.lerp_(mean, self.momentum)
+        return output
+
+    def _centred(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """h - E[h] + m, and E[h] without a gradient. ``weight`` may be of higher precision than ``x``: it is rounded to
+        it, but the mean is computed in its own, since bf16 sums over a batch are too coarse."""
+        if isinstance(self.layer, nn.Linear):
+            rounded = weight.to(x.dtype)
+            image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
+            mean = rounded.to(weight.dtype) @ image
+            return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
+        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments_of(self.layer))
+        return output, mean
+
+
+class MeanShift(nn.Module):
+    """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that no single layer has made, such as DenseNet's concatenations.
+
+    E is the mean of each channel over batch, positions and processes; in evaluation mode its running average. m is learned.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.1) -> None:
+        """``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm."""
+        super().__init__()
+        self.momentum = momentum
+        self.m = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor
+        self.register_buffer("running_mean", torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Raises ValueError when a channel has a single value in training."""
+        if not self.training:
+            return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
+        if h.numel() // h.shape[1] * processes() == 1:
+            raise ValueError("centring needs more than one value per channel in training")
+        output, mean = MeanSubtraction.apply(h, self.m)
+        self.running_mean.lerp_(mean, self.momentum)
+        return output
