@@ -13,7 +13,7 @@ from benchmarks.measurements import Measurement, Suite, made_up, zipped
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
-from eval.protocols import Reference, measure
+from eval.measurement import Reference, measure
 from gan.config import load_config
 from gan.data.datasets import load_images
 from gan.data.stream import BatchShard, BatchStream
@@ -41,10 +41,10 @@ def score(count: int) -> Case:
     from benchmarks.scoring import paper_of
 
     extractor = load_extractor("efficientnet-lite0")
-    real = extract(_Noise(100), extractor, keep=False, shown=False)
+    real = extract(_Noise(100), extractor, use_cache=False, show_progress=False)
 
     def case() -> float:
-        features = extract(_Noise(count), extractor, keep=False, shown=False)
+        features = extract(_Noise(count), extractor, use_cache=False, show_progress=False)
         assert features is not None
         return float(measure(features, Reference(real), paper_of(count))["pooled"]["fid"])
 

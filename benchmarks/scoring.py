@@ -13,7 +13,7 @@ from benchmarks import peers
 from benchmarks.alternating import ROOT, Candidate, Case, compete
 from benchmarks.measurements import Measurement, Suite
 from eval.protocols import PROTOCOLS, Protocol
-from eval.statistics import GaussianStats, factored, gaussian_stats
+from eval.statistics import GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils import cli
 
 D = 2048
@@ -41,7 +41,7 @@ def distance(program: str, generated: str, real: str) -> Case:
         from eval.metrics import frechet_distance
 
         b.factor  # noqa: B018 (made here, kept with the moments)
-        return lambda: frechet_distance(factored(GaussianStats(a.mean, a.covariance, a.count), features), b)
+        return lambda: frechet_distance(with_feature_factor(GaussianStats(a.mean, a.covariance, a.count), features), b)
     if program == "pytorch-fid":
         from pytorch_fid.fid_score import calculate_frechet_distance
 

@@ -1,1 +1,1 @@
-"""Scores of generators: IS, FID and KID under named protocols."""
+"""Scores of generators: inception score, FID, KID, precision and recall under named protocols."""

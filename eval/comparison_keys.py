@@ -1,53 +1,53 @@
-"""Which scores may stand in one table, and under what name."""
+"""Which scores are comparable, and whether a score may carry the name of a published metric."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from eval.extractors import INCEPTION_CHECKSUM, OF_THE_LITERATURE
-from eval.features import digest
+from eval.extractors import INCEPTION_CHECKSUM, PUBLISHED_EXTRACTORS
+from eval.feature_cache import digest
 
-# What must be equal for two scores to stand in one table. The rest tells which generator was scored, and on what machine.
+# Keys of a score's provenance that must be equal in comparable scores. The others say which generator was scored where.
 COMPARED = ("protocol", "extractor", "reference", "floor", "image", "weights", "seed", "dtype")
-# What changes no more than the last digits: worth a remark.
+# Keys that change at most the last digits; a table mentions a difference.
 REMARKED = ("versions", "device")
 
 
-def series(provenance: dict[str, Any]) -> str:
-    """Equal where two scores may stand in one table."""
+def comparison_key(provenance: dict[str, Any]) -> str:
+    """Return a key that is equal for comparable scores: "series" in scores.jsonl."""
     return digest([provenance.get(key) for key in COMPARED])
 
 
-def difference(a: dict[str, Any], b: dict[str, Any], keys: Sequence[str] = COMPARED) -> str | None:
-    """The first of ``keys`` in which two provenances differ, and how; by default what keeps them from one table."""
+def describe_difference(a: dict[str, Any], b: dict[str, Any], keys: Sequence[str] = COMPARED) -> str | None:
+    """Return a description of the first of ``keys`` in which two provenances differ; None where they are equal."""
     for key in keys:
         if a.get(key) != b.get(key):
-            return _difference(key, a.get(key), b.get(key))
+            return _first_difference(key, a.get(key), b.get(key))
     return None
 
 
-def _difference(key: str, a: Any, b: Any) -> str:
+def _first_difference(key: str, a: Any, b: Any) -> str:
     if isinstance(a, dict) and isinstance(b, dict):
         for inner in sorted({*a, *b}):
             if a.get(inner) != b.get(inner):
-                return _difference(f"{key}.{inner}", a.get(inner), b.get(inner))
+                return _first_difference(f"{key}.{inner}", a.get(inner), b.get(inner))
     return f"{key}: {a} and {b}"
 
 
-def of_the_literature(extractor: dict[str, Any]) -> bool:
-    """Whether an extractor's identity is that of a network and weights that published scores were made with."""
-    return extractor["extractor"] in OF_THE_LITERATURE and str(extractor["weights_sha256"]).startswith(INCEPTION_CHECKSUM)
+def is_published_extractor(extractor: dict[str, Any]) -> bool:
+    """Return whether an extractor's identity has a network and weights that published scores were computed with."""
+    return extractor["extractor"] in PUBLISHED_EXTRACTORS and str(extractor["weights_sha256"]).startswith(INCEPTION_CHECKSUM)
 
 
-def name_of_distance(extractor: dict[str, Any], *, short: bool = False) -> str:
-    """FID where the extractor is the literature's, else the name of what it is."""
-    return "FID" if of_the_literature(extractor) else "Frechet distance" + _by(extractor, short)
+def distance_label(extractor: dict[str, Any], *, short: bool = False) -> str:
+    """Return "FID" for a published extractor, else "Frechet distance" with the extractor's name."""
+    return "FID" if is_published_extractor(extractor) else "Frechet distance" + _by(extractor, short)
 
 
-def name_of_score(extractor: dict[str, Any], *, short: bool = False) -> str:
-    """IS where the extractor is the literature's."""
-    return "IS" if of_the_literature(extractor) else "Inception score" + _by(extractor, short)
+def inception_score_label(extractor: dict[str, Any], *, short: bool = False) -> str:
+    """Return "IS" for a published extractor, else "Inception score" with the extractor's name."""
+    return "IS" if is_published_extractor(extractor) else "Inception score" + _by(extractor, short)
 
 
 def _by(extractor: dict[str, Any], short: bool) -> str:
-    other = ", other weights" if extractor["extractor"] in OF_THE_LITERATURE else ""
+    other = ", other weights" if extractor["extractor"] in PUBLISHED_EXTRACTORS else ""
     return "" if short else f" ({extractor['extractor']}{other})"

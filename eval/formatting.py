@@ -1,67 +1,64 @@
-"""Scores in words."""
+"""Scores as text for the terminal."""
 
 from typing import Any
 
-from eval import comparison_keys
+from eval.comparison_keys import distance_label, inception_score_label
 from eval.protocols import PROTOCOLS
 
 
-def figure(entry: dict[str, Any] | None, digits: int = 2) -> str:
-    """A mean and its deviation, where there is one."""
+def format_mean_std(entry: dict[str, Any] | None, digits: int = 2) -> str:
+    """Return "mean ± std", "mean" where the deviation is unknown, or "-" for None."""
     if entry is None:
         return "-"
     deviation = "" if entry.get("std") is None else f" ± {entry['std']:.{digits}f}"
     return f"{entry['mean']:.{digits}f}{deviation}"
 
 
-def describe(run: str, record: dict[str, Any]) -> str:
-    """A score for people, with what must be known to read it."""
+def format_record(run: str, record: dict[str, Any]) -> str:
+    """Return a record of scores.jsonl as lines, with the score of real data beside each metric."""
     extractor, found, floor = record["provenance"]["extractor"], record["scores"], record["floor"]
     protocol = PROTOCOLS[record["protocol"]]
-    distance, score = comparison_keys.name_of_distance(extractor), comparison_keys.name_of_score(extractor)
-    pooled = found["pooled"]
+    distance, pooled = distance_label(extractor), found["pooled"]
     lines = [f"{run} at step {record['step']}, protocol {protocol.name}: {protocol.purpose}"]
 
     def add(name: str, value: str, real: str | None = None) -> None:
         lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'real: {real}'}".rstrip())
 
-    add(distance, figure(found["fid"]), figure(floor["fid"]) if floor else None)
+    add(distance, format_mean_std(found["fid"]), format_mean_std(floor["fid"]) if floor else None)
     if found["inception_score"]:
-        add(score, figure(found["inception_score"]), figure(floor["inception_score"]) if floor else None)
+        real = format_mean_std(floor["inception_score"]) if floor else None
+        add(inception_score_label(extractor), format_mean_std(found["inception_score"]), real)
     if protocol.runs > 1:
         add(f"{distance}, all {protocol.total:,} images", f"{pooled['fid']:.2f}")
     if pooled["fid_infinity"] is not None:
         add("extrapolated to infinitely many", f"{pooled['fid_infinity']:.2f}")
     if found["kid"]:
-        add("KID x 1000", figure(_thousandfold(found["kid"])), figure(_thousandfold(floor["kid"])) if floor else None)
+        add("KID x 1000", _format_kid(found["kid"]), _format_kid(floor["kid"]) if floor else None)
     if pooled["precision"] is not None:
-        real = f"{floor['pooled']['precision']:.3f} / {floor['pooled']['recall']:.3f}" if floor else None
-        add("precision / recall", f"{pooled['precision']:.3f} / {pooled['recall']:.3f}", real)
+        add("precision / recall", _format_precision_recall(pooled), _format_precision_recall(floor["pooled"]) if floor else None)
     if floor:
         lines.append(f"  (real: {floor['source']}, {floor['runs']} x {floor['samples']:,} against {floor['reference']:,})")
     return "\n".join(lines)
 
 
-def _thousandfold(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}
+def _format_kid(entry: dict[str, Any], digits: int = 2) -> str:
+    """Return KID times 1000, as papers print it."""
+    return format_mean_std({key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}, digits)
 
 
-def describe_comparison(found: dict[str, Any]) -> str:
-    """A comparison of two sets for people."""
+def _format_precision_recall(entry: dict[str, Any], digits: int = 3) -> str:
+    return f"{entry['precision']:.{digits}f} / {entry['recall']:.{digits}f}"
+
+
+def format_comparison(found: dict[str, Any]) -> str:
+    """Return the comparison of two image sets as lines."""
     counts = " against ".join("an unknown number" if count is None else f"{count:,}" for count in found["counts"])
     extractor = found["provenance"]["extractor"]
-    lines = [
-        f"{counts} images, {extractor['extractor']}",
-        f"  {comparison_keys.name_of_distance(extractor):<42}{found['fid']:.4f}",
-    ]
-    if found["inception_score"]:
-        lines.append(
-            f"  {comparison_keys.name_of_score(extractor):<42}{figure(found['inception_score'], 4)}"
-            f" ({found['inception_score']['splits']} splits)"
-        )
-    if found["kid"]:
-        kid = found["kid"]
-        lines.append(f"  {'KID x 1000':<42}{figure(_thousandfold(kid), 4)} ({kid['subsets']} subsets of {kid['size']})")
+    lines = [f"{counts} images, {extractor['extractor']}", f"  {distance_label(extractor):<42}{found['fid']:.4f}"]
+    if score := found["inception_score"]:
+        lines.append(f"  {inception_score_label(extractor):<42}{format_mean_std(score, 4)} ({score['splits']} splits)")
+    if kid := found["kid"]:
+        lines.append(f"  {'KID x 1000':<42}{_format_kid(kid, 4)} ({kid['subsets']} subsets of {kid['size']})")
     if found["precision"] is not None:
-        lines.append(f"  {'precision / recall':<42}{found['precision']:.4f} / {found['recall']:.4f}")
+        lines.append(f"  {'precision / recall':<42}{_format_precision_recall(found, 4)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What can be scored: the images of a data set, folder or zip, and those of a generator."""
+"""Sets of images to be scored: data sets, folders and zips, and the samples of a generator."""
 
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -22,7 +22,7 @@ QUANTISATION = "uint8, rounded"
 
 
 class StoredImages:
-    """Images of a data set, folder or zip, at one size, in one number of channels."""
+    """Images of a data set, folder or zip, scaled to one size and converted to one number of channels."""
 
     def __init__(self, images: ImageDataset) -> None:
         self.images = images
@@ -41,7 +41,7 @@ class StoredImages:
 
 
 class NativeImages:
-    """A source's images as they are, in three channels. All must be of one size."""
+    """Images of a source in their own size, which must be the same for all, in three channels."""
 
     def __init__(self, source: Source, spec: str) -> None:
         self.source, self.spec = source, spec
@@ -61,15 +61,15 @@ class NativeImages:
             if pixels.shape != self.shape:
                 (_, height, width), (_, other_height, other_width) = self.shape, pixels.shape
                 raise UserError(
-                    f"{self.spec}: images of mixed sizes (the first is {width}x{height}, number {index + 1}"
-                    f" {other_width}x{other_height}). Give --size {min(height, width)} to scale and crop all to one."
+                    f"{self.spec}: images of mixed sizes (the first is {width}x{height}, number {index + 1} is"
+                    f" {other_width}x{other_height}). Give --size {min(height, width)} to scale and crop all to one size."
                 )
             images.append(torch.from_numpy(pixels))
         return torch.stack(images)
 
 
 class GeneratedImages:
-    """The samples 0, 1, 2, ... of a seed."""
+    """The samples 0, 1, 2, ... of a generator for one seed."""
 
     def __init__(self, network: nn.Module, config: GanConfig, weights: str, seed: int) -> None:
         self.network, self.seed, self.latent_dim = network, seed, config.model.latent_dim
@@ -89,16 +89,17 @@ class GeneratedImages:
         return torch.cat(list(pieces))
 
 
-def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> DataConfig:
-    """What a SPEC names: NAME[:SPLIT], or a path of a folder or zip. ``folder`` is where the files of a NAME are or go.
+def parse_spec(spec: str, *, size: int = 32, channels: int | None = None, folder: str | None = None) -> DataConfig:
+    """Return the data settings for a SPEC: NAME[:SPLIT], or the path of a folder or zip.
 
-    Raises UserError for anything else.
+    ``folder`` is where the files of a named data set are, or where they will be downloaded to. Raises UserError for an
+    unknown name or split, or a path that does not exist.
     """
     name, _, split = spec.partition(":")
     if name not in DATASETS:
         if not Path(spec).exists():
             raise UserError(
-                f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor a folder or .zip that is there."
+                f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor an existing folder or .zip."
             )
         return DataConfig(name="folder", path=spec, image_size=size, channels=channels)
     if split not in ("", "train", "test") or (split == "test" and name == "digits"):
@@ -114,15 +115,15 @@ def data_of(spec: str, *, size: int = 32, channels: int | None = None, folder: s
 
 
 def open_images(spec: str, *, size: int | None, folder: str | None = None) -> ImageSet:
-    """The images of a SPEC in three channels, for comparing two sets: as they are, or scaled and cropped to ``size``.
+    """Return the images of a SPEC in three channels: in their own size, or scaled and cropped to ``size`` x ``size``.
 
-    Raises UserError for fewer than two, or images of mixed sizes where no ``size`` is given.
+    Raises UserError for fewer than two images, or mixed sizes where ``size`` is None.
     """
     opened: ImageSet
     if size is not None:
-        opened = StoredImages(load_images(data_of(spec, size=size, channels=3, folder=folder)))
+        opened = StoredImages(load_images(parse_spec(spec, size=size, channels=3, folder=folder)))
     else:
-        opened = NativeImages(open_source(data_of(spec, channels=3, folder=folder)), spec)
+        opened = NativeImages(open_source(parse_spec(spec, channels=3, folder=folder)), spec)
     if len(opened) < 2:
-        raise UserError(f"{spec}: one image. A covariance needs at least 2, a score thousands.")
+        raise UserError(f"{spec}: one image. A covariance needs at least 2 images, a score thousands.")
     return opened

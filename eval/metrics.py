@@ -1,4 +1,4 @@
-"""Scores as pure functions of features and logits: Frechet distance, inception score, KID, precision and recall."""
+"""Metrics as pure functions of features and logits: Frechet distance, inception score, KID, precision and recall."""
 
 from typing import Any
 
@@ -12,35 +12,35 @@ from eval.statistics import Accumulator, GaussianStats
 from gan.utils.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
-# torch-fidelity's, so that the same features in the same order give its numbers.
-SEED = 2020
+SEED = 2020  # torch-fidelity's, so that the same features in the same order give its numbers
 
 
-def _check(name: str, values: Floats, least: int) -> None:
-    if len(values) < least:
-        raise UserError(f"{name}: needs at least {least} images, not {len(values)}.")
+def _check(name: str, values: Floats, minimum: int) -> None:
+    """Raise UserError for fewer than ``minimum`` rows, or values that are not finite."""
+    if len(values) < minimum:
+        raise UserError(f"{name}: needs at least {minimum} images, not {len(values)}.")
     if not np.isfinite(values).all():
         raise UserError(f"{name}: features are not finite: the images or the extractor's weights are damaged.")
 
 
 def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
-    """Squared Frechet distance between two Gaussians (Dowson & Landau 1982), in float64; of Inception's features: the FID
-    (Heusel et al. 2017).
+    """Return the squared Frechet distance of two Gaussians (Dowson & Landau 1982), computed in float64.
 
-    |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)). With S_b = R R^T the last trace is the sum of the square
-    roots of the eigenvalues of R^T S_a R, which is symmetric. R is kept with its Moments, so that a reference's is made
-    once. Nothing is added to the diagonals. Some D^3 operations for R^T S_a R and 4/3 D^3 for its eigenvalues.
+    |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)); with Inception's features it is the FID (Heusel et al.
+    2017). With S_b = R R^T the last trace is the sum of the square roots of the eigenvalues of R^T S_a R, which is
+    symmetric. R is stored in its GaussianStats, so that a reference is factorized once. Nothing is added to the diagonals.
+    The cost is about D^3 operations for R^T S_a R and 4/3 D^3 for its eigenvalues.
 
-    Raises UserError when the two have different dimensions, or numbers so large that the distance is not finite.
+    Raises UserError for two different dimensions, or numbers so large that the distance is not finite.
     """
     if a.dimensions != b.dimensions:
-        raise UserError(f"statistics of {a.dimensions} and of {b.dimensions} features do not compare: two extractors.")
-    if _factoring(a) < _factoring(b):
+        raise UserError(f"statistics of {a.dimensions} and of {b.dimensions} features do not compare: use one extractor.")
+    if _factor_cost(a) < _factor_cost(b):
         a, b = b, a
-    # Ascending. Beyond the rank that the product can have they are rounding errors, whose roots would add up; and
-    # rounding makes those near zero negative.
+    # The eigenvalues ascend. Those beyond the product's highest possible rank are rounding errors, whose square roots would
+    # add up; rounding also makes some near zero negative.
     eigenvalues = scipy.linalg.eigvalsh(_congruent(a.covariance, b.factor), overwrite_a=True, check_finite=False)
-    eigenvalues = eigenvalues[-min(_rank(a), _rank(b)) :].clip(min=0)
+    eigenvalues = eigenvalues[-min(_max_rank(a), _max_rank(b)) :].clip(min=0)
     difference = a.mean - b.mean
     with np.errstate(over="ignore", invalid="ignore"):
         traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
@@ -51,34 +51,36 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
 
 
 def _congruent(covariance: Floats, factor: Floats) -> Floats:
-    """R^T S R, of which the lower triangle is right."""
+    """Return R^T S R; only its lower triangle is valid."""
     rows, columns = factor.shape
     if rows != columns or scipy.linalg.bandwidth(factor)[1] > 0:
         product: Floats = factor.T @ covariance @ factor
         return product
-    # With R triangular and S symmetric a quarter of the two products' work is enough; S is its own transpose, in the
-    # order of columns that LAPACK wants.
+    # With R triangular and S symmetric, LAPACK needs a quarter of the operations. S.T equals S and has the column order
+    # that LAPACK expects.
     result, _ = scipy.linalg.lapack.dsygst(covariance.T, factor, itype=2, lower=1)
     return np.asarray(result)
 
 
-def _factoring(moments: GaussianStats) -> tuple[bool, int]:
-    """Sorts first what costs least: a factor that is there already, the narrower first; then one by Cholesky."""
-    if "factor" in moments.__dict__:
-        return False, moments.factor.shape[1]
-    return True, -_rank(moments)
+def _factor_cost(stats: GaussianStats) -> tuple[bool, int]:
+    """Return a sort key: a known factor first, the narrower the better; then full rank, which Cholesky factorizes."""
+    if stats.known_factor is not None:
+        return False, stats.known_factor.shape[1]
+    return True, -_max_rank(stats)
 
 
-def _rank(moments: GaussianStats) -> int:
-    """The most that the covariance's rank can be."""
-    return moments.dimensions if moments.count is None else min(moments.dimensions, moments.count - 1)
+def _max_rank(stats: GaussianStats) -> int:
+    """Return the highest rank that the covariance can have."""
+    return stats.dimensions if stats.count is None else min(stats.dimensions, stats.count - 1)
 
 
 def inception_score(logits: Floats, splits: int = 1, seed: int = SEED) -> tuple[float, float]:
-    """exp of the mean KL divergence between p(y|x) and p(y) (Salimans et al. 2016), of logits (N, classes), in float64.
+    """Return the inception score (Salimans et al. 2016) of logits (N, classes), computed in float64.
 
-    Returns mean and deviation (ddof=0) over ``splits`` equal parts, shuffled by ``seed`` first, since images in the
-    order of their classes score lower. Raises ValueError for fewer images than splits.
+    It is exp of the mean KL divergence between p(y|x) and p(y). The mean and standard deviation (ddof=0) are over
+    ``splits`` equal parts of the images, which are shuffled by ``seed`` first: images ordered by class would score lower.
+
+    Raises UserError for fewer images than splits, or logits that are not finite.
     """
     _check("inception score", logits, max(splits, 1))
     shuffled = logits[np.random.RandomState(seed).permutation(len(logits))].astype(np.float64)
@@ -92,10 +94,12 @@ def inception_score(logits: Floats, splits: int = 1, seed: int = SEED) -> tuple[
 
 
 def kid(a: Floats, b: Floats, subsets: int = 100, size: int = 1000, seed: int = SEED) -> tuple[float, float]:
-    """KID (Binkowski et al. 2018): squared MMD with the kernel (x.y / D + 1)^3, unbiased, of features (N, D) and (M, D).
+    """Return the KID (Binkowski et al. 2018) of features (N, D) and (M, D): unbiased squared MMD, kernel (x.y / D + 1)^3.
 
-    Returns mean and deviation (ddof=0) over ``subsets`` pairs of ``size`` images, drawn without replacement by ``seed``.
-    Raises ValueError when there are fewer images than ``size``, or ``size`` is below 2.
+    The mean and standard deviation (ddof=0) are over ``subsets`` pairs of ``size`` images, drawn without replacement by
+    ``seed``.
+
+    Raises UserError for fewer than ``size`` or 2 images, or features that are not finite.
     """
     _check("KID", a, max(size, 2))
     _check("KID", b, max(size, 2))
@@ -115,11 +119,13 @@ def _cubic(x: Floats, y: Floats) -> Floats:
 
 
 def precision_recall(generated: Floats, real: Floats, neighbours: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019): the share of generated images within the k-nearest-neighbour
-    balls of the real ones, and of real within those of the generated, of features (N, D) and (M, D).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019) of features (N, D) and (M, D).
 
-    torch-fidelity's function, on float64: in float32 its distances of near images lose all digits. Raises ValueError for
-    fewer than k + 1 images.
+    Precision is the share of generated images inside the k-nearest-neighbour balls of the real ones; recall is the share
+    of real images inside those of the generated ones. The computation is torch-fidelity's, on float64: in float32 its
+    distances between near images lose all digits.
+
+    Raises UserError for fewer than k + 1 images, or features that are not finite.
     """
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
@@ -131,12 +137,14 @@ def precision_recall(generated: Floats, real: Floats, neighbours: int = 3) -> tu
 
 
 def fid_infinity(generated: Floats, reference: GaussianStats, start: int = 5000, points: int = 10, seed: int = SEED) -> float:
-    """FID-infinity (Chong & Forsyth 2020): the Frechet distance's bias falls as 1/N, so a line through its values at
-    ``points`` sizes N against 1/N is read off at 1/N = 0. Generated features (N, D).
+    """Return FID-infinity (Chong & Forsyth 2020) of generated features (N, D): the Frechet distance extrapolated to N = inf.
 
-    Sizes are spaced evenly from ``start`` to all, nested, in an order shuffled by ``seed`` (the paper draws each anew).
-    They start at 5,000 as in the paper: with fewer images than some 2.5 D the bias is no straight line, and the result
-    too low. The reference's own bias stays. Raises ValueError for fewer than 2 ``start`` images.
+    The bias of the distance falls as 1/N, so a line through the distances at ``points`` sample sizes against 1/N gives
+    the value at 1/N = 0. The sizes are evenly spaced from ``start`` to N; the samples are nested, in an order shuffled by
+    ``seed`` (the paper draws each sample anew). ``start`` is 5,000 as in the paper: below about 2.5 D images the bias is
+    not linear and the result too low. The bias of the reference remains.
+
+    Raises UserError for fewer than 2 * ``start`` images, or features that are not finite.
     """
     _check("FID-infinity", generated, 2 * start)
     order = np.random.RandomState(seed).permutation(len(generated))
@@ -144,5 +152,5 @@ def fid_infinity(generated: Floats, reference: GaussianStats, start: int = 5000,
     accumulator, distances = Accumulator(generated.shape[1]), []
     for start, end in zip([0, *sizes[:-1]], sizes, strict=True):
         accumulator.update(generated[order[start:end]])
-        distances.append(frechet_distance(accumulator.moments(), reference))
+        distances.append(frechet_distance(accumulator.stats(), reference))
     return float(np.polyfit(1 / sizes, distances, 1)[1])

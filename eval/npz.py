@@ -1,4 +1,4 @@
-"""Arrays of a .npz file that anyone may have made: no code, and no more memory than the arrays of its reader need."""
+"""Read arrays from an untrusted .npz file without running code and within one limit of size."""
 
 from io import BytesIO
 from pathlib import Path
@@ -9,24 +9,25 @@ from numpy.typing import NDArray
 
 from gan.utils.safe_reading import Archive
 
-_TABLE_BYTES = 2**16  # some hundred arrays; ours hold four
+MAX_BYTES = 2**29  # of one array: a covariance of 8,192 features
+_TABLE_BYTES = 2**16  # of the zip's table of contents: some hundred arrays
 
 
-def read_arrays(path: Path, names: tuple[str, ...], most: int) -> dict[str, NDArray[Any]]:
-    """Those of the arrays ``names`` that the file holds, each of at most ``most`` bytes.
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Return those of the arrays ``names`` that the file contains.
 
-    Raises ValueError for anything but plain arrays, OSError for a file that cannot be read.
+    Raises ValueError for a damaged file, an array of objects or one of more than 512 MB; OSError for an unreadable file.
     """
     arrays = {}
     try:
         with Archive(path, table=_TABLE_BYTES) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
             for name in names:
-                if (entry := entries.get(f"{name}.npy")) is not None:
-                    content = BytesIO(archive.content(entry, most))
+                if f"{name}.npy" in archive.NameToInfo:
+                    # Not numpy.load: it unpacks an entry that is no array, whatever its size.
+                    content = BytesIO(archive.content(archive.getinfo(f"{name}.npy"), MAX_BYTES))
                     arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # noqa: BLE001 (numpy reads a header as Python's own text, and trips over it in any way)
+    except Exception as error:  # noqa: BLE001 (numpy evaluates a header as a Python literal, which fails in many ways)
         raise ValueError(str(error)) from None
     return arrays

@@ -1,4 +1,4 @@
-"""Where generators and data sets meet the protocols: what is scored, against what, and what of it is kept."""
+"""Scoring of generators, by command and during training: features, scores and the records of scores.jsonl."""
 
 import json
 import platform
@@ -8,113 +8,78 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from eval import comparison_keys, protocols
+from eval import measurement
+from eval.comparison_keys import comparison_key
 from eval.extractors import Extractor, load_extractor
-from eval.features import Features, ImageSet, Team, cache_folder, digest, extract, forget, hold
-from eval.image_sets import DATASETS, QUANTISATION, GeneratedImages, StoredImages, data_of
-from eval.protocols import PROTOCOLS, Protocol, Reference, Result
-from eval.statistics import GaussianStats, load_stats
+from eval.feature_cache import FeatureCache, digest
+from eval.features import Features, ImageSet, extract
+from eval.image_sets import QUANTISATION, GeneratedImages, StoredImages
+from eval.measurement import Reference, Result
+from eval.processes import Processes
+from eval.protocols import PROTOCOLS, Protocol
+from eval.references import open_reference, reference_name
 from gan.config import GanConfig
-from gan.data.datasets import ImageDataset, load_images
+from gan.data.datasets import ImageDataset
 from gan.inference.generator import TrainedGenerator
 from gan.runs import scores
-from gan.runs.scores import Score
-from gan.utils.distributed import on_all, on_all_in_turn, on_main
-from gan.utils.errors import UserError
+from gan.runs.scores import Record, Score
+from gan.utils.distributed import on_all, on_all_in_turn
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
 
 
-def team_of(accelerator: Accelerator) -> Team:
-    """The processes of ``accelerator``, for a shared extraction."""
-
-    def gather(own: NDArray[Any]) -> NDArray[Any]:
-        joined: Tensor = accelerator.gather(torch.from_numpy(own).to(accelerator.device))
-        return joined.cpu().numpy()
-
-    return Team(
-        accelerator.process_index,
-        accelerator.num_processes,
-        gather,
-        lambda function: on_main(accelerator, function),
-        lambda function: on_all(accelerator, function),
-    )
-
-
-def load_statistics(path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None) -> GaussianStats:
-    """Statistics from ``path``. Raises UserError for those of another extractor or, as far as they say, of images of
-    another ``size`` (H, W)."""
-    moments = load_stats(path, made_by=made_by)
-    protocols.check_same_extractor(extractor.identity, moments.provenance.get("extractor", {}), str(path))
-    if moments.dimensions != extractor.dimensions:
-        raise UserError(
-            f"{path}: statistics of {moments.dimensions} features, {extractor.name} has {extractor.dimensions}: made by another"
-            " extractor."
-        )
-    shape = moments.provenance.get("images", {}).get("image")
-    if size is not None and shape is not None and list(shape[1:]) != list(size):
-        raise UserError(
-            f"{path}: statistics of images of {shape[2]}x{shape[1]}, to be compared with images of {size[1]}x{size[0]}: the score"
-            f" would measure the scaling too. Make them again with --size {min(size)}."
-        )
-    return moments
-
-
 def versions() -> dict[str, str]:
-    """Of what a score's digits may depend on."""
+    """Return the versions of Python and of the packages that a score's last digits may depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """An extractor and the real images that generators are compared with."""
+    """An extractor, and the real images that generators are compared with."""
 
     extractor: Extractor
-    reference: Reference | None  # on the main process alone
-    floor_images: Features | None
-    reference_name: str  # for people: content is what counts
-    team: Team
+    reference: Reference | None  # None on other than the main process
+    held_out: Features | None  # real images for the floor; None: images of the reference
+    reference_name: str  # for display; the reference is identified by its content
+    processes: Processes
     device: str
-    floors: dict[str, Result | None] = field(default_factory=dict)  # those made so far
+    floors: dict[str, Result | None] = field(default_factory=dict)
 
     def floor(self, protocol: Protocol) -> Result | None:
-        """The protocol's floor, kept beside the reference's features: it costs as much as a score."""
+        """Return the score of real images, cached beside the reference's features: it costs as much as a score."""
         assert self.reference is not None
         if self.reference.features is None:
             return None
-        held_out = self.floor_images
-        name = digest([asdict(protocol), held_out.images if held_out else None, versions()])
-        images = self.reference.features.images
-        folder = cache_folder(images, self.extractor)
-        place = folder / f"floor-{name}.json"
+        name = digest([asdict(protocol), self.held_out.images if self.held_out else None, versions()])
         if name not in self.floors:
-            with hold(folder):
+            cache = FeatureCache(self.reference.features.images, self.extractor)
+            path = cache.folder / f"floor-{name}.json"
+            with cache.lock():
                 try:
-                    kept = parse_json(read_file(place, MAX_JSON))
-                    if not scores.is_floor(kept):
+                    cached = parse_json(read_file(path, MAX_JSON))
+                    if not scores.is_floor(cached):
                         raise ValueError("no floor")
-                    self.floors[name] = kept
+                    self.floors[name] = cached
                 except (OSError, ValueError):
-                    self.floors[name] = protocols.floor(self.reference, protocol, held_out)
-                    with suppress(OSError):  # it is only kept to save time
-                        write_atomically(place, json.dumps(self.floors[name]).encode())
+                    self.floors[name] = measurement.floor(self.reference, protocol, self.held_out)
+                    with suppress(OSError):  # the file only saves time
+                        write_atomically(path, json.dumps(self.floors[name]).encode())
         return self.floors[name]
 
-    def score(
-        self, features: Features | None, protocol: Protocol, config: GanConfig, step: int, source: str
-    ) -> dict[str, Any] | None:
-        """The record of one score, on the main process; None on the others."""
+    def score(self, features: Features | None, protocol: Protocol, config: GanConfig, step: int, source: str) -> Record | None:
+        """Return a record for scores.jsonl on the main process, None on the others.
 
-        def record() -> dict[str, Any]:
+        ``features`` are those of the generated images, on the main process; ``source`` is "command" or "training".
+        """
+
+        def record() -> Record:
             assert features is not None and self.reference is not None
             data = config.data
             assert data.channels is not None
@@ -129,10 +94,26 @@ class Scorer:
                 "device": self.device,
                 "versions": versions(),
             }
-            result = protocols.score(features, self.reference, protocol, self.floor(protocol), provenance)
-            return {"step": step, "source": source, "series": comparison_keys.series(result["provenance"]), **result}
+            result = measurement.make_record(features, self.reference, protocol, self.floor(protocol), provenance)
+            return {"step": step, "source": source, "series": comparison_key(result["provenance"]), **result}
 
-        return self.team.only_main(record)
+        return self.processes.only_main(record)
+
+    def find_record(self, folder: Path, protocol: Protocol, images: GeneratedImages) -> Record | None:
+        """Return the record of an equal score by command in the scores.jsonl of ``folder``, or None."""
+        assert self.reference is not None
+        expected = {
+            "protocol": asdict(protocol),
+            "extractor": self.extractor.identity,
+            "reference": self.reference.identity(protocol),
+            "floor": self.held_out.images if self.held_out and self.reference.features else None,
+            "generated": images.identity,
+        }
+        for record in scores.read(folder):
+            found = record["provenance"]
+            if record["source"] == "command" and all(found.get(key) == value for key, value in expected.items()):
+                return record
+        return None
 
 
 def make_scorer(
@@ -140,123 +121,94 @@ def make_scorer(
     extractor: Extractor,
     reference: ImageSet | Reference,
     reference_name: str,
-    wanted: Sequence[Protocol],
-    floor: ImageSet | None = None,
+    protocols: Sequence[Protocol],
+    held_out: ImageSet | None = None,
 ) -> Scorer:
-    """Extracts the real images' features, as far as they are not kept already.
+    """Return a Scorer, after extracting or loading the features of the real images.
 
-    Raises UserError before that where they are too few for one of the protocols ``wanted``.
+    Raises UserError, before any extraction, where the real images are too few for one of ``protocols``.
     """
-    team = team_of(accelerator)
-    if not isinstance(reference, Reference):
-        for protocol in wanted:
-            on_all(accelerator, partial(protocols.check_number, len(reference), protocol))
-        features = extract(reference, extractor, team=team)
-        opened = Reference(features) if features is not None else None
+    processes = Processes(accelerator)
+    if isinstance(reference, Reference):
+        opened: Reference | None = reference
     else:
-        opened = reference
-    held_out = extract(floor, extractor, team=team) if floor is not None else None
+        for protocol in protocols:
+            processes.on_all(partial(measurement.check_reference_size, len(reference), protocol))
+        features = extract(reference, extractor, processes=processes)
+        opened = Reference(features) if features is not None else None
+    floor_features = extract(held_out, extractor, processes=processes) if held_out is not None else None
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Scorer(extractor, opened if team.is_main else None, held_out, reference_name, team, name)
-
-
-def stored(config: GanConfig, spec: str | None, folder: str | None = None) -> StoredImages:
-    """Real images as a run sees them, at its size and in its channels: those of ``spec``, or its own."""
-    data = config.data
-    if spec is not None:
-        own = data.path if spec.partition(":")[0] == data.name else None
-        data = data_of(spec, size=data.image_size, channels=data.channels, folder=folder or own)
-    elif folder is not None:
-        data = replace(data, path=folder)
-    return StoredImages(load_images(data))
-
-
-def name_of(config: GanConfig, spec: str | None) -> str:
-    """What a reference is called, without the place where it lies."""
-    if spec is None:
-        spec = config.data.path if config.data.name == "folder" else f"{config.data.name}:{config.data.split}"
-    assert spec is not None
-    return spec if spec.partition(":")[0] in DATASETS else Path(spec).name
-
-
-def reference_of(
-    config: GanConfig, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
-) -> StoredImages | Reference:
-    """What a run's generator is compared with: statistics, or real images."""
-    if spec is not None and spec.endswith(".npz"):
-        side = config.data.image_size
-        return Reference(None, load_statistics(Path(spec), extractor, made_by, (side, side)))
-    return stored(config, spec, folder)
+    return Scorer(extractor, opened if processes.is_main else None, floor_features, reference_name, processes, name)
 
 
 def score_generator(
-    generator: TrainedGenerator, judge: Scorer, wanted: Sequence[Protocol], *, seed: int, batch: int
-) -> list[dict[str, Any]]:
-    """Scores under each of the protocols, added to the run's scores.jsonl. A score that is there already is not made again.
+    generator: TrainedGenerator, scorer: Scorer, protocols: Sequence[Protocol], *, seed: int, batch: int
+) -> list[Record]:
+    """Score a generator under each protocol and add the records to its scores.jsonl; return them on the main process.
 
-    Returns the records on the main process. Features of generated images are kept until all scores are written.
+    An equal score that is there already is returned instead. Features of generated images stay in the cache until all
+    scores are written, so that an interrupted command continues.
     """
     images = GeneratedImages(generator.network, generator.config, generator.weights, seed)
-    folder = folder_of(generator)
-    team = judge.team
+    folder, processes = scores_folder(generator), scorer.processes
 
-    def done(protocol: Protocol) -> dict[str, Any] | None:
-        assert judge.reference is not None
-        compared = {
-            "protocol": asdict(protocol),
-            "extractor": judge.extractor.identity,
-            "reference": judge.reference.identity(protocol),
-            "floor": judge.floor_images.images if judge.floor_images and judge.reference.features else None,
-        }
-        for record in scores.read(folder):
-            found = record["provenance"]
-            same = all(found.get(key) == value for key, value in compared.items())
-            if same and record["source"] == "command" and found["generated"] == images.identity:
-                return record
-        return None
+    def find_records() -> dict[str, Record]:
+        found = {protocol.name: scorer.find_record(folder, protocol, images) for protocol in protocols}
+        return {name: record for name, record in found.items() if record is not None}
 
-    existing = team.on_main(lambda: {p.name: record for p in wanted if (record := done(p)) is not None})
-    missing = [protocol for protocol in wanted if protocol.name not in existing]
+    records = processes.on_main(find_records)
+    missing = [protocol for protocol in protocols if protocol.name not in records]
     if missing:
-        features = extract(images, judge.extractor, count=max(p.total for p in missing), team=team, batch=batch)
+        count = max(protocol.total for protocol in missing)
+        features = extract(images, scorer.extractor, count=count, processes=processes, batch=batch)
         for protocol in missing:
-            record = judge.score(features, protocol, generator.config, generator.step, "command")
+            record = scorer.score(features, protocol, generator.config, generator.step, "command")
             if record is not None:
                 scores.append(folder, record)
-                existing[protocol.name] = record
-    # Also where all is written already: a kill may have come between.
-    if team.is_main and cache_folder(images.identity, judge.extractor).exists():
-        forget(images, judge.extractor)
-    return [existing[protocol.name] for protocol in wanted if protocol.name in existing]
+                records[protocol.name] = record
+    # Also where no score was missing: an earlier command may have been killed before this line.
+    cache = FeatureCache(images.identity, scorer.extractor)
+    if processes.is_main and cache.folder.exists():
+        cache.remove()
+    return [records[protocol.name] for protocol in protocols if protocol.name in records]
 
 
-def folder_of(generator: TrainedGenerator) -> Path:
-    """Where a generator's scores are written: its run's folder, or its own where it is an export."""
-    run = generator.folder.parent.parent
-    if generator.folder.parent.name == "checkpoints" and (run / "config.yaml").exists():
-        return run
+def scores_folder(generator: TrainedGenerator) -> Path:
+    """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export."""
     parent = generator.folder.parent
+    if parent.name == "checkpoints" and (parent.parent / "config.yaml").exists():
+        return parent.parent
     return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
 
 
 class TrainingScorer:
-    """Scores a generator while it is trained. Draws nothing from a global random state and changes no network."""
+    """Score a generator during training, without using a global random state or changing a network."""
 
-    def __init__(self, config: GanConfig, judge: Scorer) -> None:
-        self.config, self.judge = config, judge
+    def __init__(self, config: GanConfig, scorer: Scorer) -> None:
+        self.config, self.scorer = config, scorer
         self.protocol = PROTOCOLS[config.evaluation.protocol]
 
     def score(self, network: nn.Module, step: int, check_stop: Callable[[], None]) -> Score | None:
-        """Calls ``check_stop`` between batches, on all processes together: it raises where the run is to stop."""
+        """Return the score of ``network`` after ``step`` on the main process, None on the others.
+
+        All processes call it together, and ``check_stop`` between batches: it raises an exception where the run has to stop.
+        """
         weights = "ema" if self.config.training.ema_decay > 0 else "raw"
         images = GeneratedImages(network, self.config, weights, seed=0)
-        team = replace(self.judge.team, check=check_stop)
-        features = extract(images, self.judge.extractor, count=self.protocol.total, team=team, keep=False, shown=False)
-        record = self.judge.score(features, self.protocol, self.config, step, "training")
+        scorer = replace(self.scorer, processes=Processes(self.scorer.processes.accelerator, check_stop))
+        features = extract(
+            images,
+            scorer.extractor,
+            count=self.protocol.total,
+            processes=scorer.processes,
+            use_cache=False,
+            show_progress=False,
+        )
+        record = scorer.score(features, self.protocol, self.config, step, "training")
         if record is None:
             return None
-        prefix = f"{self.protocol.name}/{self.judge.extractor.name}"
+        prefix = f"{self.protocol.name}/{scorer.extractor.name}"
         found = record["scores"]
         curves = {f"{prefix}/{name}": found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name]}
         curves |= {f"{prefix}/{name}": found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name]}
@@ -264,16 +216,16 @@ class TrainingScorer:
 
 
 def open_training_scorer(config: GanConfig, images: ImageDataset, accelerator: Accelerator) -> TrainingScorer:
-    """What ``config.evaluation`` asks for, with the reference's features at hand. Called by all processes together.
+    """Return the scorer of ``config.evaluation``, with the reference's features loaded. All processes call it together.
 
-    Raises UserError when the extractor's weights or the reference cannot be had.
+    Raises UserError where the extractor's weights or the reference cannot be read or downloaded.
     """
     settings = config.evaluation
     weights = Path(settings.weights) if settings.weights else None
     extractor = on_all_in_turn(accelerator, partial(load_extractor, settings.extractor, weights, accelerator.device))
     reference = on_all(
         accelerator,
-        lambda: StoredImages(images) if settings.reference is None else reference_of(config, settings.reference, extractor),
+        lambda: StoredImages(images) if settings.reference is None else open_reference(config, settings.reference, extractor),
     )
-    name = name_of(config, settings.reference)
+    name = reference_name(config, settings.reference)
     return TrainingScorer(config, make_scorer(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))

@@ -1,9 +1,9 @@
-"""Mean and covariance of features: streamed in float64, merged, and kept in .npz files that pytorch-fid reads too."""
+"""Mean and covariance of features: accumulated in float64, and stored in .npz files that pytorch-fid can read."""
 
 import hashlib
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from gan.utils.safe_reading import parse_json
 
 Floats = NDArray[np.floating[Any]]
 Matrix = NDArray[np.float64]
-_ROWS = 1024  # that are brought to float64 at a time
-_MOST_BYTES = 2**29  # of a covariance, of 8,192 features
+_ROWS = 1024  # feature vectors that are converted to float64 at a time
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class GaussianStats:
-    """A Gaussian fitted to features, or what another program wrote of one."""
+    """A Gaussian fitted to features of dimension D."""
 
     mean: Matrix  # (D,)
     covariance: Matrix  # (D, D), divided by count - 1
-    count: int | None = None  # images; None: a foreign file does not say
+    count: int | None = None  # images; None: another program's file does not say
     provenance: dict[str, Any] = field(default_factory=dict)
+    known_factor: Matrix | None = None  # R of `factor`, once it is computed
 
     @property
     def dimensions(self) -> int:
@@ -38,38 +38,46 @@ class GaussianStats:
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 of the numbers."""
+        """SHA-256 of mean and covariance."""
         return hashlib.sha256(
             np.ascontiguousarray(self.mean).tobytes() + np.ascontiguousarray(self.covariance).tobytes()
         ).hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What they are, by content, and where they come from, as far as known."""
+        """Content, number of images and, as far as known, provenance."""
         return {"statistics": self.provenance, "content": self.content, "count": self.count}
 
-    @cached_property
+    @property
     def factor(self) -> Matrix:
-        """R (D, r) with covariance = R R^T; r is D, or less where the covariance is singular.
+        """R (D, r) with covariance = R R^T and r <= D, computed once."""
+        if self.known_factor is None:
+            self.known_factor = _factorize(self.covariance, self.count)
+        return self.known_factor
 
-        By Cholesky where that exists. Else from the eigenvalues, of which those beyond the rank that ``count`` allows are
-        rounding errors: kept, their square roots would add up in the Frechet distance.
-        """
-        singular = self.count is not None and self.count <= self.dimensions
-        if not singular:
-            try:
-                return np.asarray(scipy.linalg.cholesky(self.covariance, lower=True))
-            except scipy.linalg.LinAlgError:
-                pass
-        values, vectors = scipy.linalg.eigh(self.covariance)
-        keep = values > values[-1] * self.dimensions * np.finfo(np.float64).eps
-        if singular and self.count is not None:
-            keep[: self.dimensions - (self.count - 1)] = False
-        return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+
+def _factorize(covariance: Matrix, count: int | None) -> Matrix:
+    """Return R with covariance = R R^T: by Cholesky, or from the eigenvalues of a singular covariance.
+
+    Eigenvalues beyond the rank that ``count`` images allow are rounding errors, whose square roots would add up in the
+    Frechet distance; they are left out.
+    """
+    dimensions = len(covariance)
+    singular = count is not None and count <= dimensions
+    if not singular:
+        try:
+            return np.asarray(scipy.linalg.cholesky(covariance, lower=True))
+        except scipy.linalg.LinAlgError:
+            pass
+    values, vectors = scipy.linalg.eigh(covariance)
+    keep = values > values[-1] * dimensions * np.finfo(np.float64).eps
+    if singular and count is not None:
+        keep[: dimensions - (count - 1)] = False
+    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
 
 
 class Accumulator:
-    """Moments of features that come in pieces; pieces accumulated apart can be merged (Chan, Golub & LeVeque 1979)."""
+    """Mean and scatter matrix of features that arrive in pieces (Chan, Golub & LeVeque 1979)."""
 
     def __init__(self, dimensions: int) -> None:
         self.count = 0
@@ -77,7 +85,7 @@ class Accumulator:
         self.scatter = np.zeros((dimensions, dimensions))  # sum over images of (x - mean)(x - mean)^T
 
     def update(self, features: Floats) -> "Accumulator":
-        """Adds features (N, D)."""
+        """Add features (N, D)."""
         for start in range(0, len(features), _ROWS):
             rows = features[start : start + _ROWS].astype(np.float64)
             mean = rows.mean(0)
@@ -86,7 +94,7 @@ class Accumulator:
         return self
 
     def merge(self, other: "Accumulator") -> "Accumulator":
-        """Adds what ``other`` has seen."""
+        """Add the features that ``other`` has accumulated."""
         if other.count:
             self._add(other.count, other.mean, other.scatter)
         return self
@@ -99,8 +107,8 @@ class Accumulator:
         self.mean = self.mean + shift * (count / total)
         self.count = total
 
-    def moments(self, provenance: dict[str, Any] | None = None) -> GaussianStats:
-        """What has been accumulated. Raises ValueError for fewer than two images, or numbers that are not finite."""
+    def stats(self, provenance: dict[str, Any] | None = None) -> GaussianStats:
+        """Return the fitted Gaussian. Raises UserError for fewer than two images, or features that are not finite."""
         if self.count < 2:
             raise UserError(f"a covariance needs at least 2 images, not {self.count}.")
         covariance = self.scatter / (self.count - 1)
@@ -110,69 +118,73 @@ class Accumulator:
 
 
 def gaussian_stats(features: Floats, provenance: dict[str, Any] | None = None) -> GaussianStats:
-    """Moments of features (N, D)."""
-    return Accumulator(features.shape[1]).update(features).moments(provenance)
+    """Return the Gaussian fitted to features (N, D). Raises UserError as ``Accumulator.stats``."""
+    return Accumulator(features.shape[1]).update(features).stats(provenance)
 
 
-def factored(moments: GaussianStats, features: Floats) -> GaussianStats:
-    """``moments`` of ``features`` (N, D) whose factor is there already where images are so few, N <= D/2, that the centred
-    features themselves are the better one."""
-    if 2 * len(features) <= moments.dimensions:
-        moments.__dict__["factor"] = (features - moments.mean).T / np.sqrt(len(features) - 1)  # as cached_property keeps it
-    return moments
+def with_feature_factor(stats: GaussianStats, features: Floats) -> GaussianStats:
+    """Return ``stats`` of ``features`` (N, D), with the centred features as their factor where N <= D/2.
+
+    So few images make that factor narrower than the one that would have to be computed from the covariance.
+    """
+    if 2 * len(features) > stats.dimensions:
+        return stats
+    return replace(stats, known_factor=(features - stats.mean).T / np.sqrt(len(features) - 1))
 
 
-def save_stats(path: Path, moments: GaussianStats) -> None:
-    """Writes ``mu`` and ``sigma``, which is all that pytorch-fid reads, and beside them ``count`` and ``provenance``."""
+def save_stats(path: Path, stats: GaussianStats) -> None:
+    """Write ``mu`` and ``sigma``, the arrays that pytorch-fid reads, with ``count`` and ``provenance`` (JSON) beside them."""
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        mu=moments.mean,
-        sigma=moments.covariance,
-        count=np.array(-1 if moments.count is None else moments.count),
-        provenance=np.array(json.dumps(moments.provenance, sort_keys=True)),
+        mu=stats.mean,
+        sigma=stats.covariance,
+        count=np.array(-1 if stats.count is None else stats.count),
+        provenance=np.array(json.dumps(stats.provenance, sort_keys=True)),
     )
     write_atomically(path, buffer.getvalue())
 
 
 def load_stats(path: Path, *, made_by: str | None = None) -> GaussianStats:
-    """Moments from ``path``: ours, or pytorch-fid's, clean-fid's or TTUR's, of which the user says with ``made_by`` which
-    extractor they come from, since the file does not.
+    """Return the statistics in ``path``, written by this program, pytorch-fid, clean-fid or TTUR.
 
-    Raises UserError for a file that holds no moments, or no provenance where ``made_by`` is None.
+    ``made_by`` is the name of the extractor behind another program's file, which does not contain it.
+
+    Raises UserError for a file without valid statistics, or without provenance where ``made_by`` is None.
     """
 
-    def refuse(what: str) -> UserError:
-        return UserError(f"{path}: {what}.")
+    def invalid(problem: str) -> UserError:
+        return UserError(f"{path}: {problem}.")
 
     try:
-        entries = read_arrays(path, ("mu", "sigma", "count", "provenance"), _MOST_BYTES)
+        entries = read_arrays(path, ("mu", "sigma", "count", "provenance"))
     except OSError as error:
-        raise refuse(f"cannot be read ({error.strerror or error})") from None
+        raise invalid(f"cannot be read ({error.strerror or error})") from None
     except ValueError:
-        raise refuse("no statistics file (.npz of plain arrays), or a damaged one") from None
+        raise invalid("no statistics file (.npz of numeric arrays), or a damaged one") from None
     if "mu" not in entries or "sigma" not in entries:
-        raise refuse("holds no statistics. Expected the arrays mu and sigma, as pytorch-fid writes them")
+        raise invalid("contains no statistics. Expected the arrays mu and sigma, as in pytorch-fid's files")
     mean, covariance = entries["mu"], entries["sigma"]
     if mean.dtype.kind != "f" or covariance.dtype.kind != "f" or mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
-        raise refuse(f"mu is {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}. Expected (D,) and (D, D)")
+        raise invalid(f"mu is {mean.dtype} {mean.shape}, sigma {covariance.dtype} {covariance.shape}. Expected (D,) and (D, D)")
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise refuse("holds numbers that are not finite")
+        raise invalid("contains numbers that are not finite")
     if (
         not np.allclose(covariance, covariance.T, rtol=1e-6, atol=1e-9 * np.abs(covariance).max())
         or (np.diagonal(covariance) < 0).any()
     ):
-        raise refuse("sigma is no covariance (not symmetric, or a negative variance)")
+        raise invalid("sigma is no covariance: not symmetric, or with a negative variance")
     provenance, count = _provenance(path, entries)
     if not provenance:
         if made_by is None:
-            raise refuse("does not say which extractor made it. Say so with --made-by, such as --made-by inception-pytorch-fid")
+            raise invalid("the extractor that made it is unknown. Name it, such as --made-by inception-pytorch-fid")
         provenance = {"extractor": {"extractor": made_by}, "origin": "another program's statistics file"}
     return GaussianStats(mean, covariance, count, provenance)
 
 
 def _provenance(path: Path, entries: dict[str, NDArray[Any]]) -> tuple[dict[str, Any], int | None]:
+    """Return provenance and number of images of a statistics file; ({}, None) for another program's."""
     if "provenance" not in entries:
         return {}, None
     try:
@@ -182,5 +194,5 @@ def _provenance(path: Path, entries: dict[str, NDArray[Any]]) -> tuple[dict[str,
         shape = provenance.get("images", {}).get("image", [0, 0, 0])
         assert len(shape) == 3 and all(isinstance(side, int) for side in shape)
     except (ValueError, TypeError, AttributeError, AssertionError, OverflowError):
-        raise UserError(f"{path}: its provenance is damaged. Make it again with python -m eval reference.") from None
+        raise UserError(f"{path}: its provenance is damaged. Make the file again with python -m eval reference.") from None
     return provenance, count if count > 1 else None

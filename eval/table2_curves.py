@@ -2,7 +2,7 @@
 
 import io
 
-from eval.comparison_keys import name_of_distance
+from eval.comparison_keys import distance_label
 from eval.table2_data import Table
 
 
@@ -26,7 +26,7 @@ def distances(table: Table) -> bytes | None:
         if floor is not None:
             axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
         axes.set(xlabel=name, ylim=(0, None))
-    panels[0].set_ylabel(f"{name_of_distance(table.extractor)}, {table.curve['protocol']}")
+    panels[0].set_ylabel(f"{distance_label(table.extractor)}, {table.curve['protocol']}")
     panels[0].legend()
     out = io.BytesIO()
     drawing.savefig(out, format="png")

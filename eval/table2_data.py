@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from eval import comparison_keys
+from eval.comparison_keys import REMARKED, comparison_key, describe_difference, is_published_extractor
 from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
 from gan.data.decoding import MAX_FILE_BYTES
@@ -47,7 +47,7 @@ class RunScores:
 
 
 @dataclass(frozen=True)
-class Row:
+class Table2Row:
     """One configuration, trained once or with several seeds."""
 
     label: str
@@ -58,7 +58,7 @@ class Row:
 class Table:
     """Everything that the report shows."""
 
-    rows: list[Row]
+    rows: list[Table2Row]
     columns: list[str]  # protocols
     extractor: dict[str, Any]  # its identity
     published: bool  # whether published numbers may stand beside these
@@ -110,10 +110,10 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
         rows=_rows(runs),
         columns=list(chosen),
         extractor=identity,
-        published=comparison_keys.of_the_literature(identity) and all(_is_the_papers(config) for config in configs.values()),
+        published=is_published_extractor(identity) and all(_is_the_papers(config) for config in configs.values()),
         floors={column: record["floor"] for column, record in first.items()},
         provenance={column: record["provenance"] for column, record in first.items()},
-        curve=next((r for own in records.values() for r in own if curve == comparison_keys.series(r["provenance"])), None),
+        curve=next((r for own in records.values() for r in own if curve == comparison_key(r["provenance"])), None),
         real_grid=_real_grid(next(iter(configs.values()))),
         notes=[note for column, found in chosen.items() if (note := _remark(list(found.values()), column))],
     )
@@ -141,7 +141,7 @@ def _comparable(records: dict[Path, list[Record]], protocol: str) -> dict[Path, 
         for record in own:
             if record["source"] == "command" and record["protocol"] == protocol:
                 found = by_series.setdefault(folder, {})
-                key = comparison_keys.series(record["provenance"])
+                key = comparison_key(record["provenance"])
                 if key not in found or record["step"] >= found[key]["step"]:
                     found[key] = record
     if not by_series:
@@ -158,7 +158,7 @@ def _refuse(by_series: dict[Path, dict[str, Record]], protocol: str) -> NoReturn
     newest = {folder: list(found.values())[-1]["provenance"] for folder, found in by_series.items()}
     (one, a), *others = newest.items()
     for other, b in others:
-        if difference := comparison_keys.difference(a, b):
+        if difference := describe_difference(a, b):
             raise UserError(
                 f"{one.name} and {other.name} cannot stand in one table: their {protocol} scores differ in {difference}."
                 " Score both in the same way, or choose with --extractor."
@@ -171,7 +171,7 @@ def _check_columns(first: dict[str, Record]) -> None:
     (one, a), *others = first.items()
     for other, b in others:
         for key in ("extractor", "image", "weights"):
-            if difference := comparison_keys.difference(a["provenance"], b["provenance"], (key,)):
+            if difference := describe_difference(a["provenance"], b["provenance"], (key,)):
                 raise UserError(f"the {one} and {other} scores cannot stand in one table: they differ in {difference}.")
         real = [record["provenance"]["reference"].get("images") for record in (a, b)]
         if real[0] != real[1]:
@@ -180,14 +180,14 @@ def _check_columns(first: dict[str, Record]) -> None:
 
 def _curve_series(records: list[Record]) -> str | None:
     """The series of scores with the most points, of all runs together."""
-    counts = Counter(comparison_keys.series(record["provenance"]) for record in records)
+    counts = Counter(comparison_key(record["provenance"]) for record in records)
     return counts.most_common(1)[0][0] if counts else None
 
 
 def _run_scores(
     folder: Path, config: GanConfig, chosen: dict[str, Record], records: list[Record], curve: str | None
 ) -> RunScores:
-    points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if comparison_keys.series(r["provenance"]) == curve}
+    points = {r["step"]: r["scores"]["fid"]["mean"] for r in records if comparison_key(r["provenance"]) == curve}
     minutes_at = _clock(folder)
     last = max((record["step"] for record in chosen.values()), default=0)
     pictures = [path for path in sorted((folder / "samples").glob("step-*.png")) if _step_of(path) <= last]
@@ -232,12 +232,12 @@ def _remark(records: list[Record], protocol: str) -> str | None:
     """What the scores differ in without becoming incomparable."""
     first, *others = (record["provenance"] for record in records)
     for other in others:
-        if found := comparison_keys.difference(first, other, comparison_keys.REMARKED):
+        if found := describe_difference(first, other, REMARKED):
             return f"The {protocol} scores were not all made with the same versions and device ({found}): last digits may differ."
     return None
 
 
-def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Row]:
+def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Table2Row]:
     """Runs that differ only in their seed, their name and what changes no weight are one row; in the paper's order."""
     ignored = {*GanConfig.CHANGEABLE, "seed"} - {"training.steps"}
     groups: dict[str, list[tuple[RunScores, GanConfig]]] = {}
@@ -250,7 +250,7 @@ def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Row]:
         runs = [run for run, _ in members]
         _check_trainings(runs)
         others = [m[0][0] for other, m in zip(labels, groups.values(), strict=True) if other == label and m is not members]
-        rows.append(Row(label + _told_apart(runs[0], others, ignored), runs))
+        rows.append(Table2Row(label + _told_apart(runs[0], others, ignored), runs))
     order = ["WGAN-GP (with BN)", "SNGAN", "MSNGAN"]
     return sorted(rows, key=lambda row: next((i for i, name in enumerate(order) if row.label.startswith(name)), len(order)))
 

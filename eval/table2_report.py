@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.comparison_keys import name_of_distance, name_of_score
-from eval.formatting import figure
+from eval.comparison_keys import distance_label, inception_score_label
+from eval.formatting import format_mean_std
 from eval.protocols import PROTOCOLS
 from eval.table2_curves import distances
-from eval.table2_data import Row, RunScores, Table
+from eval.table2_data import RunScores, Table, Table2Row
 from gan.utils.files import write_atomically
 
 # Table II of Subramanian & Chong 2019: IS, its deviation, FID.
@@ -48,9 +48,9 @@ def _pooled(name: str) -> Pick:
 
 def _measures(extractor: dict[str, Any]) -> list[tuple[str, str, Pick, int]]:
     """Key, heading, where it is in a record's scores, digits."""
-    distance = name_of_distance(extractor, short=True)
+    distance = distance_label(extractor, short=True)
     return [
-        ("inception_score", name_of_score(extractor, short=True) + UP, _mean_of("inception_score"), 2),
+        ("inception_score", inception_score_label(extractor, short=True) + UP, _mean_of("inception_score"), 2),
         ("fid", distance + DOWN, _mean_of("fid"), 2),
         ("fid_pooled", f"{distance}, all runs' images{DOWN}", _pooled("fid"), 2),
         ("fid_infinity", f"{distance}, extrapolated{DOWN}", _pooled("fid_infinity"), 2),
@@ -60,7 +60,7 @@ def _measures(extractor: dict[str, Any]) -> list[tuple[str, str, Pick, int]]:
     ]
 
 
-def _cell(row: Row, protocol: str, pick: Pick) -> Entry:
+def _cell(row: Table2Row, protocol: str, pick: Pick) -> Entry:
     """A row's value. Of one training: mean and deviation over its samplings; of several: over trainings, ddof=1."""
     entries = [pick(run.records[protocol]["scores"]) for run in row.runs if protocol in run.records]
     known = [entry for entry in entries if entry is not None]
@@ -84,7 +84,7 @@ def _lines(table: Table, protocol: str) -> list[tuple[str, list[Entry], str]]:
     return lines
 
 
-def _trainings(row: Row, protocol: str) -> str:
+def _trainings(row: Table2Row, protocol: str) -> str:
     """What was scored: how many trainings, of how many steps and minutes."""
     runs = sorted((run for run in row.runs if protocol in run.records), key=lambda run: run.seed)
     steps = " / ".join(f"{step:,}" for step in sorted({run.records[protocol]["step"] for run in runs}))
@@ -136,7 +136,7 @@ def _remarks(table: Table) -> list[str]:
 
 def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
     """Table II: a line a model; published, then IS and FID under each protocol."""
-    distance, score = (name(table.extractor, short=True) for name in (name_of_distance, name_of_score))
+    distance, score = (name(table.extractor, short=True) for name in (distance_label, inception_score_label))
     heads = ["Model"]
     if table.published:
         heads += ["published IS" + UP, "published FID" + DOWN]
@@ -153,7 +153,7 @@ def _overview(table: Table) -> tuple[list[str], list[list[str]]]:
             cells += [f"{known[0]:.2f} ± {known[1]:.2f}", f"{known[2]:.1f}"] if known else ["-", "-"]
         for protocol in table.columns:
             values = found[protocol].get(label)
-            cells += [figure(values[0]), figure(values[1])] if values else ["-", "-"]
+            cells += [format_mean_std(values[0]), format_mean_std(values[1])] if values else ["-", "-"]
         scored = [(row, p) for row in table.rows for p in table.columns if row.label == label and label in found[p]]
         cells.append(_trainings(*scored[0]) if scored else "-")
         body.append(cells)
@@ -164,7 +164,7 @@ def _details(table: Table, protocol: str) -> tuple[list[str], list[list[str]]]:
     """Headings and a line a model: every score under one protocol."""
     measures = _measures(table.extractor)
     body = [
-        [label, *(figure(v, m[3]) for v, m in zip(values, measures, strict=True)), what]
+        [label, *(format_mean_std(v, m[3]) for v, m in zip(values, measures, strict=True)), what]
         for label, values, what in _lines(table, protocol)
     ]
     return ["Model", *(m[1] for m in measures), "Scored"], body
@@ -273,7 +273,7 @@ def page(table: Table, curves: bytes | None) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def _grids(row: Row, run: RunScores) -> str:
+def _grids(row: Table2Row, run: RunScores) -> str:
     seed = f", seed {run.seed}" if len(row.runs) > 1 else ""
     return "".join(_picture(content, f"step {step:,}{seed}") for step, content in run.grids)
 

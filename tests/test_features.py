@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from eval import features as module
-from eval import scoring
-from eval.features import PART, cache_folder, extract, forget
-from eval.image_sets import StoredImages, data_of
+from eval.feature_cache import FeatureCache, cache_folder
+from eval.features import PART, extract
+from eval.image_sets import StoredImages, parse_spec
+from eval.processes import Processes
 from gan.data.datasets import load_images
 from gan.utils.distributed import connected
 from gan.utils.errors import UserError
@@ -44,7 +45,7 @@ def test_an_interrupted_extraction_goes_on_where_it_was() -> None:
     found = extract(again, small_extractor())
     assert found is not None
     assert again.reads == COUNT - PART
-    undisturbed = extract(again, small_extractor(), keep=False)
+    undisturbed = extract(again, small_extractor(), use_cache=False)
     assert undisturbed is not None
     assert (found.values == undisturbed.values).all()
 
@@ -70,13 +71,13 @@ def test_more_images_of_the_same_set_take_only_the_rest() -> None:
 def test_a_forgotten_set_is_extracted_again() -> None:
     images = SmallImages(PART)
     extract(images, small_extractor())
-    forget(images, small_extractor())
+    FeatureCache(images.identity, small_extractor()).remove()
     extract(images, small_extractor())
     assert images.reads == 2 * PART
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "another shape"])
-def test_a_damaged_part_is_noticed_and_made_again(damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_part_is_noticed_and_made_again(damage: str, caplog: pytest.LogCaptureFixture) -> None:
     images, extractor = SmallImages(COUNT), small_extractor()
     whole = extract(images, extractor)
     part = sorted(cache_folder(images.identity, extractor).glob("*.npz"))[1]
@@ -91,12 +92,13 @@ def test_a_damaged_part_is_noticed_and_made_again(damage: str, capsys: pytest.Ca
     else:
         np.savez(part, features=np.zeros((3, 12), np.float32), logits=np.zeros((3, 4), np.float32))
     images.reads = 0
+    caplog.set_level("INFO", "eval")
     again = extract(images, extractor)
     assert whole is not None
     assert again is not None
     assert (again.values == whole.values).all()
     assert images.reads == PART
-    assert "damaged" in capsys.readouterr().err
+    assert "damaged" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +113,7 @@ def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None
         (tmp_path / name).mkdir()
         for index in range(3):
             Image.new("RGB", (32, 32), (value, index, 0)).save(tmp_path / name / f"{index}.bmp")
-    a, b, c = (StoredImages(load_images(data_of(str(tmp_path / name), size=32, channels=3))).identity for name in "abc")
+    a, b, c = (StoredImages(load_images(parse_spec(str(tmp_path / name), size=32, channels=3))).identity for name in "abc")
     assert a == b
     assert (tmp_path / "a/0.bmp").stat().st_size == (tmp_path / "c/0.bmp").stat().st_size, "told apart by content, not size"
     assert a["content"] != c["content"]
@@ -119,13 +121,13 @@ def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None
 
 def _extract_together(out: Path) -> None:
     with connected() as accelerator:
-        team = scoring.team_of(accelerator)
-        found = extract(SmallImages(PART + 200), small_extractor(), team=team, keep=False)
+        processes = Processes(accelerator)
+        found = extract(SmallImages(PART + 200), small_extractor(), processes=processes, use_cache=False)
         if found is None:
-            assert not team.is_main
+            assert not processes.is_main
         else:
             assert found.logits is not None
-            torch.save([torch.from_numpy(found.values), torch.from_numpy(found.logits)], out / f"{team.size}.pt")
+            torch.save([torch.from_numpy(found.values), torch.from_numpy(found.logits)], out / f"{processes.count}.pt")
 
 
 @pytest.mark.slow
@@ -137,18 +139,19 @@ def test_several_processes_give_the_features_of_one_to_the_bit(tmp_path: Path) -
         assert all((a == b).all() for a, b in zip(one, other, strict=True))
 
 
-def test_a_second_process_waits_for_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_process_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     import fcntl
     import threading
 
     images, extractor = SmallImages(10), small_extractor()
     folder = cache_folder(images.identity, extractor)
     folder.mkdir(parents=True)
+    caplog.set_level("INFO", "eval")
     with (folder / ".lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Timer(0.3, lambda: fcntl.flock(held, fcntl.LOCK_UN)).start()
         assert extract(images, extractor) is not None
-    assert "waiting" in capsys.readouterr().err
+    assert "waiting" in caplog.text
 
 
 def test_a_batch_holds_as_many_images_as_the_generator_makes_at_once() -> None:

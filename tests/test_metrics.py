@@ -14,7 +14,7 @@ from eval.metrics import (
     kid,
     precision_recall,
 )
-from eval.statistics import GaussianStats, factored, gaussian_stats
+from eval.statistics import GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils.errors import UserError
 
 
@@ -53,7 +53,7 @@ def test_distance_is_symmetric_and_the_nuclear_norm_of_the_centred_features(n: i
     # Also with b's factor at hand and not a's, and the other way round, and with few features as their own factor.
     assert frechet_distance(gaussian_stats(x), b) == same
     assert frechet_distance(a, gaussian_stats(y)) == same
-    assert frechet_distance(factored(gaussian_stats(x), x), gaussian_stats(y)) == same
+    assert frechet_distance(with_feature_factor(gaussian_stats(x), x), gaussian_stats(y)) == same
 
 
 @pytest.mark.parametrize(("count", "dimensions"), [(500, 64), (40, 64), (3, 64), (65, 64)])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from eval import __main__ as program
-from eval import protocols, table2_data
+from eval import measurement, table2_data
 from eval.features import Features
-from eval.protocols import Reference
+from eval.measurement import Reference
 from eval.table2_report import PUBLISHED, markdown, write_report
 from gan.config import load_config
 from gan.runs import scores
@@ -44,8 +44,8 @@ def make(finished_run: Path, tmp_path: Path) -> Make:
             for protocol in (QUICK, PAPER):
                 own = features(draw, distance, identity)
                 provenance = {"step": step, "image": [1, 32, 32], "weights": "ema", "seed": 0}
-                floor = protocols.floor(reference, protocol)
-                record = protocols.score(own, reference, protocol, floor, provenance)
+                floor = measurement.floor(reference, protocol)
+                record = measurement.make_record(own, reference, protocol, floor, provenance)
                 scores.append(folder, {"step": step, "source": "command", "series": protocol.name, **record})
         return folder
 
@@ -200,7 +200,7 @@ def test_curves_are_of_the_tables_extractor(make: Make) -> None:
 def test_a_label_from_a_configuration_is_escaped(make: Make, tmp_path: Path) -> None:
     assert table2(make("a", *SN, "tracking.wandb_project='<script>alert(1)</script>'"), "--out", tmp_path / "t") == 0
     table = table2_data.collect([tmp_path / "runs" / "a"])
-    hostile = table2_data.Row("<script>alert(1)</script>", table.rows[0].runs)
+    hostile = table2_data.Table2Row("<script>alert(1)</script>", table.rows[0].runs)
     write_report(table2_data.Table(**{**vars(table), "rows": [hostile]}), tmp_path / "t")
     assert "<script" not in (tmp_path / "t" / "table2.html").read_text()
 

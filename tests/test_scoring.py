@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from eval import __main__ as program
-from eval import formatting, protocols
+from eval import formatting, measurement
 from eval.features import Features
-from eval.protocols import PROTOCOLS, Protocol, Reference, measure
+from eval.measurement import Reference, measure
+from eval.protocols import PROTOCOLS, Protocol
 from gan import load_generator
 from gan.config import EvaluationConfig
 from gan.runs import scores
@@ -100,7 +101,7 @@ def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distanc
 
     generated, reference = random_features(150, 0, shift=1), Reference(random_features(400, 1))
     found = measure(generated, reference, SMALL)
-    real, real_moments = reference.part(SMALL)
+    real, real_moments = reference.subset(SMALL)
     assert real is not None
     assert len(real) == 120
     each = [frechet_distance(gaussian_stats(generated.values[i * 50 : (i + 1) * 50]), real_moments) for i in range(3)]
@@ -112,13 +113,13 @@ def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distanc
 
 def test_the_floor_is_of_real_images_that_are_not_in_the_reference() -> None:
     reference = random_features(400, 1)
-    left_over = protocols.floor(Reference(reference), SMALL)
+    left_over = measurement.floor(Reference(reference), SMALL)
     assert left_over is not None
     assert (left_over["runs"], left_over["samples"], left_over["reference"]) == (3, 50, 120)
-    taken_out = protocols.floor(Reference(reference), Protocol(**{**vars(SMALL), "reference": None}))
+    taken_out = measurement.floor(Reference(reference), Protocol(**{**vars(SMALL), "reference": None}))
     assert taken_out is not None
     assert (taken_out["runs"], taken_out["samples"], taken_out["reference"]) == (3, 50, 250)
-    held_out = protocols.floor(Reference(reference), SMALL, random_features(70, 2))
+    held_out = measurement.floor(Reference(reference), SMALL, random_features(70, 2))
     assert held_out is not None
     assert (held_out["runs"], held_out["samples"]) == (1, 50)
     # Had they been in the reference, some would be at distance 0 of themselves: precision would be 1 and KID below 0.
@@ -135,8 +136,8 @@ def test_held_out_images_in_the_order_of_their_classes_make_the_floor_that_shuff
 
     protocol = Protocol(**{**vars(SMALL), "reference": None})
     reference, held_out = Reference(classes(1000, 1)), classes(150, 2)
-    ordered = protocols.floor(reference, protocol, held_out)
-    shuffled = protocols.floor(reference, protocol, held_out[np.random.RandomState(0).permutation(150)])
+    ordered = measurement.floor(reference, protocol, held_out)
+    shuffled = measurement.floor(reference, protocol, held_out[np.random.RandomState(0).permutation(150)])
     assert ordered is not None
     assert shuffled is not None
     assert ordered["fid"]["mean"] < 3 * shuffled["fid"]["mean"]
@@ -478,6 +479,6 @@ def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
 
 def test_words_of_a_score_name_its_floor(run: Path) -> None:
     (record,) = score(run)
-    text = formatting.describe("run", record)
+    text = formatting.format_record("run", record)
     assert "real:" in text
     assert "3 x 40 against" in text

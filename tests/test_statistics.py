@@ -23,7 +23,7 @@ def test_pieces_and_merged_parts_give_numpys_covariance(sizes: list[int], dimens
         streamed.update(piece)
         merged.merge(Accumulator(dimensions).update(piece))
     together = np.concatenate(pieces)
-    for moments in (streamed.moments(), merged.moments()):
+    for moments in (streamed.stats(), merged.stats()):
         np.testing.assert_allclose(moments.mean, together.mean(0), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(moments.covariance, np.cov(together, rowvar=False).reshape(dimensions, -1), atol=1e-8)
         assert moments.count == len(together)

@@ -1,0 +1,101 @@
+"""Extracted features on disk, found by the content of the images, the extractor and the versions that computed them."""
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from eval.extractors import Extractor, Floats
+from eval.npz import read_arrays
+from gan.utils.errors import UserError
+from gan.utils.files import cache_root, remove_unfinished, write_atomically
+
+log = logging.getLogger(__name__)
+
+Part: TypeAlias = dict[str, Floats]  # "features" (n, D) and, where the extractor has classes, "logits" (n, classes)
+FORMAT = 2  # of cached features; to be raised when the same images give other features
+
+
+def digest(identity: Any) -> str:
+    """Return 32 hexadecimal digits of the SHA-256 of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cache_folder(images: dict[str, Any], extractor: Extractor) -> Path:
+    """Return the folder for the features of the images with the identity ``images``."""
+    made_with = {name: version(name) for name in ("torch", "torchvision", "pillow")} | {"device": extractor.device.type}
+    return cache_root() / digest({"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with})
+
+
+class FeatureCache:
+    """The features of one image set by one extractor, in parts of consecutive images."""
+
+    def __init__(self, images: dict[str, Any], extractor: Extractor) -> None:
+        self.folder, self.widths = cache_folder(images, extractor), extractor.widths
+
+    def path(self, start: int, end: int) -> Path:
+        return self.folder / f"{start:08d}-{end:08d}.npz"
+
+    def save(self, start: int, end: int, part: Part) -> None:
+        """Write the part for the images ``start`` to ``end``. Raises UserError where the folder cannot be written."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **part)  # a zip, so that reading verifies checksums
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # the user may have emptied the cache since
+            write_atomically(self.path(start, end), buffer.getvalue())
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def load(self, start: int, end: int) -> Part | None:
+        """Return the part for the images ``start`` to ``end``; None where it is missing or damaged."""
+        path = self.path(start, end)
+        if not path.exists():
+            return None
+        try:
+            part = read_arrays(path, tuple(self.widths))
+        except (OSError, ValueError):
+            part = {}
+        whole = all(
+            name in part and part[name].shape == (end - start, width) and part[name].dtype == np.float32
+            for name, width in self.widths.items()
+        )
+        if not whole:
+            log.info(f"{path} is damaged and is made again.")
+            return None
+        return part
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of the folder inside the block: they wait, and then find the features."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / ".lock").open("ab")
+        except OSError as error:
+            raise self._not_writable(error) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for another process that extracts the same images")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                pass  # a file system without locks: two processes may extract the same features, with the same result
+            remove_unfinished(self.folder)
+            yield
+
+    def remove(self) -> None:
+        """Delete the features, once no other process uses them."""
+        with self.lock():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(f"{self.folder}: cannot be written to ({error.strerror}). Set MSNGAN_CACHE to a writable folder.")

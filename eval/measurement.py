@@ -1,0 +1,229 @@
+"""Scores under a protocol: generated images against a reference, real images as a floor, and two sets of images."""
+
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.features import Features
+from eval.metrics import SEED, Floats, fid_infinity, frechet_distance, inception_score, kid, precision_recall
+from eval.protocols import NEIGHBOURHOOD, Protocol
+from eval.statistics import Accumulator, GaussianStats, gaussian_stats, with_feature_factor
+from gan.utils.errors import UserError
+
+Result = dict[str, Any]
+HELD_OUT = "held-out images"
+
+
+class Reference:
+    """The real images that generated ones are compared with: their features, or only mean and covariance."""
+
+    def __init__(self, features: Features | None, stats: GaussianStats | None = None) -> None:
+        """Exactly one of the two arguments is not None."""
+        assert (features is None) != (stats is None)
+        self.features, self._stats = features, stats
+        self._subsets: dict[int | None, tuple[Features, GaussianStats]] = {}  # by the protocol's number of real images
+
+    @cached_property
+    def extractor(self) -> dict[str, Any]:
+        """Identity of the extractor, as far as known."""
+        if self.features is not None:
+            return self.features.extractor
+        assert self._stats is not None
+        return dict(self._stats.provenance.get("extractor", {}))
+
+    def identity(self, protocol: Protocol) -> dict[str, Any]:
+        """Identity of the images that ``protocol`` compares with."""
+        if self.features is not None:
+            return {"images": self.features.images, "count": protocol.reference or len(self.features)}
+        assert self._stats is not None
+        return self._stats.identity
+
+    def subset(self, protocol: Protocol) -> tuple[Features | None, GaussianStats]:
+        """Return the features and statistics of the images that ``protocol`` compares with; repeated calls share them."""
+        if self.features is None:
+            assert self._stats is not None
+            return None, self._stats
+        if protocol.reference not in self._subsets:
+            chosen = self.features[_split_reference(self.features, protocol)[0]]
+            stats = with_feature_factor(gaussian_stats(chosen.values), chosen.values)
+            self._subsets[protocol.reference] = chosen, stats
+        return self._subsets[protocol.reference]
+
+
+def check_reference_size(real: int, protocol: Protocol) -> None:
+    """Raise UserError where a reference of ``real`` images is too small for ``protocol``."""
+    if protocol.reference is not None and real < protocol.reference:
+        raise UserError(
+            f"protocol {protocol.name}: compares with {protocol.reference:,} real images, the reference has {real:,}."
+        )
+
+
+def check_same_extractor(expected: dict[str, Any], found: dict[str, Any], what: str) -> None:
+    """Raise UserError where ``what`` is by another extractor, as far as its identity ``found`` is known."""
+    for key, value in expected.items():
+        if key in found and found[key] != value:
+            raise UserError(
+                f"{what}: made by another extractor ({key}: {found[key]}, here {value}). Scores of two extractors do not compare:"
+                " choose the same --extractor and --weights, or make the statistics again."
+            )
+
+
+def _split_reference(features: Features, protocol: Protocol) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the indices of the images that ``protocol`` compares with, in the data's order, and of the others, shuffled."""
+    total, wanted = len(features), protocol.reference
+    if wanted is None:
+        return np.arange(total), np.arange(0)
+    check_reference_size(total, protocol)
+    order = np.random.RandomState(protocol.seed).permutation(total)
+    return np.sort(order[:wanted]), order[wanted:]
+
+
+def measure(features: Features, reference: Reference, protocol: Protocol) -> Result:
+    """Return the scores of the first ``protocol.total`` images.
+
+    ``fid`` and ``inception_score`` are {"mean", "std", "values"} over runs, ``kid`` is over subsets, and ``pooled`` has the
+    scores of all images together. A metric that the extractor or the reference does not allow is None.
+
+    Raises UserError for too few images, features that are not finite, or a reference of another extractor.
+    """
+    if len(features) < protocol.total:
+        raise UserError(f"protocol {protocol.name}: scores {protocol.total:,} images, there are {len(features):,}.")
+    check_same_extractor(features.extractor, reference.extractor, "reference")
+    real, real_stats = reference.subset(protocol)
+    dimensions = features.values.shape[1]
+    if real_stats.dimensions != dimensions:
+        raise UserError(
+            f"reference: has {real_stats.dimensions} features, the extractor {dimensions}. Use the extractor of the reference."
+        )
+    distances, scores, deviations, pooled = [], [], [], Accumulator(dimensions)
+    for run in range(protocol.runs):
+        part = features[run * protocol.samples : (run + 1) * protocol.samples]
+        own = Accumulator(dimensions).update(part.values)
+        pooled.merge(own)
+        distances.append(frechet_distance(with_feature_factor(own.stats(), part.values), real_stats))
+        if part.logits is not None:
+            mean, deviation = inception_score(part.logits, protocol.splits, protocol.seed)
+            scores.append(mean)
+            deviations.append(deviation)
+    result: Result = {"fid": _over_runs(distances), "inception_score": _over_runs(scores), "kid": None}
+    if protocol.splits > 1 and result["inception_score"] is not None and protocol.runs == 1:
+        result["inception_score"]["std"] = deviations[0]  # over splits, the only deviation of a single run
+    generated = features[: protocol.total].values
+    all_stats = pooled.stats()
+    result["pooled"] = {
+        "fid": distances[0] if protocol.runs == 1 else frechet_distance(all_stats, real_stats),
+        "fid_infinity": None,
+        "precision": None,
+        "recall": None,
+    }
+    if len(generated) >= 2 * protocol.infinity_start:
+        result["pooled"]["fid_infinity"] = fid_infinity(
+            generated, real_stats, protocol.infinity_start, protocol.infinity_points, protocol.seed
+        )
+    if real is not None:
+        result["kid"] = _kid(generated, real.values, protocol.kid_subsets, protocol.kid_size, protocol.seed)
+        count = min(protocol.neighbourhood, len(generated), len(real))
+        chosen = np.random.RandomState(protocol.seed).permutation(len(real))[:count]
+        precision, recall = precision_recall(generated[:count], real.values[chosen], protocol.neighbours)
+        result["pooled"] |= {"precision": precision, "recall": recall, "neighbourhood": count}
+    return result
+
+
+def _kid(generated: Floats, real: Floats, subsets: int, size: int, seed: int) -> Result:
+    """Return KID over subsets of ``size`` images, or of all images where there are fewer."""
+    size = min(size, len(generated), len(real))
+    mean, deviation = kid(generated, real, subsets, size, seed)
+    return {"mean": mean, "std": deviation, "subsets": subsets, "size": size}
+
+
+def _over_runs(values: list[float]) -> Result | None:
+    if not values:
+        return None
+    # The deviation over a single run is unknown, not zero.
+    return {"mean": float(np.mean(values)), "std": float(np.std(values)) if len(values) > 1 else None, "values": values}
+
+
+def floor(reference: Reference, protocol: Protocol, held_out: Features | None = None) -> Result | None:
+    """Return the scores of real images treated as generated ones: what a perfect generator would reach.
+
+    The real images are ``held_out`` where given, else the images of the reference that the protocol does not compare with,
+    else images that are taken out of the reference, which then is smaller. There are as many runs of ``protocol.samples``
+    as the images suffice for; the result has the sizes. Returns None where the reference has too few images or no features.
+    """
+    if reference.features is None:
+        return None
+    everything = reference.features
+    chosen, unused = _split_reference(everything, protocol)
+    if held_out is not None:
+        check_same_extractor(everything.extractor, held_out.extractor, "held-out images")
+        # Shuffled like the others: many sets are sorted by class, and a run of one class scores far worse.
+        pool = held_out[np.random.RandomState(protocol.seed).permutation(len(held_out))]
+        source = HELD_OUT
+    elif len(unused) >= protocol.samples:
+        pool, source = everything[unused], "the reference's images that are not compared with"
+    else:
+        # At most half of the images are taken out, so that the rest still serves as a reference.
+        order = np.random.RandomState(protocol.seed).permutation(len(everything))
+        size = min(protocol.samples, len(everything) // 2)
+        taken = size * max(1, min(protocol.runs, len(everything) // 2 // max(size, 1)))
+        pool, chosen = everything[order[:taken]], np.sort(order[taken:])
+        source = "images taken out of the reference"
+    samples = min(protocol.samples, len(pool))
+    runs = min(protocol.runs, len(pool) // max(samples, 1))
+    if samples < max(protocol.splits, protocol.neighbours + 1, 2) or len(chosen) <= protocol.neighbours:
+        return None
+    settings = asdict(protocol) | {"runs": runs, "samples": samples, "reference": None}
+    result = measure(pool, Reference(everything[chosen]), Protocol(**settings))
+    return result | {"source": source, "runs": runs, "samples": samples, "reference": len(chosen), "images": pool.images}
+
+
+def make_record(
+    features: Features, reference: Reference, protocol: Protocol, floor: Result | None, provenance: dict[str, Any]
+) -> Result:
+    """Return scores, floor and provenance: everything in a record of scores.jsonl that depends on the protocol."""
+    return {
+        "protocol": protocol.name,
+        "scores": measure(features, reference, protocol),
+        "floor": floor,
+        "provenance": {
+            "protocol": asdict(protocol),
+            "extractor": features.extractor,
+            "reference": reference.identity(protocol),
+            "generated": features.images,
+            "floor": floor["images"] if floor is not None and floor["source"] == HELD_OUT else None,
+            "deviation": "ddof=0: over runs of one generator (IS over splits where there is one run), KID over subsets",
+            **provenance,
+        },
+    }
+
+
+def compare(generated: Features | GaussianStats, real: Features | GaussianStats, *, splits: int, kid_size: int) -> Result:
+    """Return every score of one set of images against another that the numbers of images allow; None for the others."""
+    features, stats = _with_stats(generated)
+    real_features, real_stats = _with_stats(real)
+    result: Result = {
+        "fid": frechet_distance(stats, real_stats),
+        "inception_score": None,
+        "kid": None,
+        "precision": None,
+        "recall": None,
+        "counts": [stats.count, real_stats.count],
+    }
+    if features is not None and features.logits is not None and len(features) >= splits:
+        mean, deviation = inception_score(features.logits, splits)
+        result["inception_score"] = {"mean": mean, "std": deviation, "splits": splits}
+    if features is not None and real_features is not None:
+        result["kid"] = _kid(features.values, real_features.values, 100, kid_size, SEED)
+        count = min(NEIGHBOURHOOD, len(features), len(real_features))
+        if count > 3:
+            chosen = [x.values[np.random.RandomState(SEED).permutation(len(x))[:count]] for x in (features, real_features)]
+            result["precision"], result["recall"] = precision_recall(chosen[0], chosen[1])
+            result["neighbourhood"] = count
+    return result
+
+
+def _with_stats(images: Features | GaussianStats) -> tuple[Features | None, GaussianStats]:
+    return (None, images) if isinstance(images, GaussianStats) else (images, gaussian_stats(images.values))

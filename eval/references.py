@@ -1,0 +1,68 @@
+"""Real images and statistics that a run's generator is compared with, as named on the command line."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from eval.extractors import Extractor
+from eval.image_sets import DATASETS, StoredImages, parse_spec
+from eval.measurement import Reference, check_same_extractor
+from eval.statistics import GaussianStats, load_stats
+from gan.config import GanConfig
+from gan.data.datasets import load_images
+from gan.utils.errors import UserError
+
+
+def load_reference_stats(
+    path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None
+) -> GaussianStats:
+    """Return the statistics in ``path``.
+
+    Raises UserError for statistics of another extractor or, as far as the file says, of images of another ``size`` (H, W).
+    """
+    stats = load_stats(path, made_by=made_by)
+    check_same_extractor(extractor.identity, stats.provenance.get("extractor", {}), str(path))
+    if stats.dimensions != extractor.dimensions:
+        raise UserError(
+            f"{path}: statistics of {stats.dimensions} features, {extractor.name} has {extractor.dimensions}."
+            " Make them again with this extractor."
+        )
+    shape = stats.provenance.get("images", {}).get("image")
+    if size is not None and shape is not None and list(shape[1:]) != list(size):
+        raise UserError(
+            f"{path}: statistics of images of {shape[2]}x{shape[1]}, to be compared with images of {size[1]}x{size[0]}: the score"
+            f" would measure the scaling too. Make them again with --size {min(size)}."
+        )
+    return stats
+
+
+def real_images_for(config: GanConfig, spec: str | None, folder: str | None = None) -> StoredImages:
+    """Return the images of ``spec`` (default: the run's own) at the run's size and number of channels.
+
+    ``folder`` is the place of a named data set's files, by default the run's.
+    """
+    data = config.data
+    if spec is not None:
+        own = data.path if spec.partition(":")[0] == data.name else None
+        data = parse_spec(spec, size=data.image_size, channels=data.channels, folder=folder or own)
+    elif folder is not None:
+        data = replace(data, path=folder)
+    return StoredImages(load_images(data))
+
+
+def reference_name(config: GanConfig, spec: str | None) -> str:
+    """Return the name of a reference for display, without the path of its folder."""
+    if spec is None:
+        spec = config.data.path if config.data.name == "folder" else f"{config.data.name}:{config.data.split}"
+    assert spec is not None
+    return spec if spec.partition(":")[0] in DATASETS else Path(spec).name
+
+
+def open_reference(
+    config: GanConfig, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
+) -> StoredImages | Reference:
+    """Return the statistics or real images of ``spec`` (default: the run's own images) for a run's generator."""
+    if spec is not None and spec.endswith(".npz"):
+        side = config.data.image_size
+        return Reference(None, load_reference_stats(Path(spec), extractor, made_by, (side, side)))
+    return real_images_for(config, spec, folder)
