@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 import eval.__main__ as evaluation
 import gan.__main__ as sampling
 import study.__main__ as study
-from gan import cli, load_generator
+from gan import load_generator
+from gan.utils import cli
 from tests.conftest import command
 from tests.small import scale_down
 
