@@ -1,4 +1,4 @@
-"""A run's scores.jsonl: one line a score, from training or from a command, and the curves and choices made from them."""
+"""A run's scores.jsonl: one record a line, written by training or by a command; and which score is the best."""
 
 import fcntl
 import json
@@ -19,15 +19,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """What an evaluation during training gives."""
+    """The result of scoring a generator while it trains."""
 
-    record: Record  # for scores.jsonl: with "step", "source" and "series", which is equal where scores compare
-    curves: dict[str, float]  # for the trackers, by name
+    record: Record  # for scores.jsonl: with "step", "source" and "series", which is equal for comparable scores
+    curves: dict[str, float]  # for metrics.jsonl and the loggers, by name
     distance: float  # between generated and real images: the lower, the better
 
 
 def read(folder: Path) -> list[Record]:
-    """The scores of the run in ``folder``, in the order in which they were made. A last line that is not whole is left out.
+    """Read the scores of the run in ``folder``, oldest first. An incomplete last line is ignored.
 
     Raises UserError for a line that is not a score.
     """
@@ -45,7 +45,7 @@ def read(folder: Path) -> list[Record]:
 
 
 def _is_score(record: Record) -> bool:
-    """Whether ``record`` has what is read of it."""
+    """Return whether ``record`` has every entry that is read from it."""
     made_by = record.get("provenance")
     return (
         all(isinstance(record.get(key), str) for key in ("protocol", "source", "series"))
@@ -53,13 +53,13 @@ def _is_score(record: Record) -> bool:
         and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
         and isinstance(made_by["extractor"].get("extractor"), str)
         and all(key in made_by for key in ("weights", "seed"))
-        and are_measured(record.get("scores"))
+        and is_measurement(record.get("scores"))
         and is_floor(record.get("floor"))
     )
 
 
-def are_measured(found: Any) -> bool:
-    """Whether ``found`` has the numbers that a protocol measures."""
+def is_measurement(found: Any) -> bool:
+    """Return whether ``found`` has the numbers that a protocol measures."""
     if not isinstance(found, dict) or not isinstance(found.get("pooled"), dict):
         return False
     pooled, entries = found["pooled"], [found.get(name) for name in ("fid", "inception_score", "kid")]
@@ -73,9 +73,9 @@ def are_measured(found: Any) -> bool:
 
 
 def is_floor(found: Any) -> bool:
-    """Whether ``found`` is None or what real images scored."""
+    """Return whether ``found`` is None or a floor: the scores of real images."""
     return found is None or (
-        are_measured(found)
+        is_measurement(found)
         and isinstance(found.get("source"), str)
         and all(is_whole(found.get(key)) for key in ("runs", "samples", "reference"))
         and "images" in found
@@ -83,12 +83,12 @@ def is_floor(found: Any) -> bool:
 
 
 def append(folder: Path, record: Record) -> None:
-    """Adds a line, which is on the disk when this returns."""
+    """Append one record and sync it to the disk."""
     line = json.dumps(record, sort_keys=True, allow_nan=False).encode() + b"\n"
-    with _held(folder), (folder / FILE).open("a+b") as file:
+    with _locked(folder), (folder / FILE).open("a+b") as file:
         file.seek(0)
         content = file.read()
-        if not content.endswith(b"\n"):  # what a kill left of a line
+        if not content.endswith(b"\n"):  # an incomplete line, left by a kill
             file.truncate(content.rfind(b"\n") + 1)
         file.write(line)
         file.flush()
@@ -96,10 +96,10 @@ def append(folder: Path, record: Record) -> None:
 
 
 def forget_training_after(folder: Path, step: int) -> None:
-    """Drops what training scored after ``step``: it will be scored again. What a command scored stays."""
+    """Remove the scores that training made after ``step``, since it will make them again. Those of a command stay."""
     if not (folder / FILE).exists():
         return
-    with _held(folder):
+    with _locked(folder):
         kept = [r for r in read(folder) if r["source"] != "training" or r["step"] <= step]
         content = b"".join(json.dumps(r, sort_keys=True).encode() + b"\n" for r in kept)
         if content != (folder / FILE).read_bytes():
@@ -107,19 +107,19 @@ def forget_training_after(folder: Path, step: int) -> None:
 
 
 def best_distance(folder: Path, series: str) -> float | None:
-    """The lowest distance among the scores of ``series`` that training made; None where there is none."""
+    """Return the lowest distance among the scores of ``series`` that training made; None where there is none."""
     own = [r for r in read(folder) if r["source"] == "training" and r["series"] == series]
     return min((distance_of(r) for r in own), default=None)
 
 
 def distance_of(record: Record) -> float:
-    """What decides which generator is the best: the distance over all its samples."""
+    """Return the distance over all samples, by which the best generator is chosen."""
     return float(record["scores"]["pooled"]["fid"])
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One writer at a time: a command may score a run that is being trained."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process write at a time: a command may score a run in training."""
     refuse_links(folder)
     with (folder / ".scores.lock").open("ab") as file:
         with suppress(OSError):  # a file system without locks

@@ -77,14 +77,13 @@ def run_training(
     with ExitStack() as stack:
         # Settings, images and the run's folder, which is locked before it is read. Nothing is written yet.
         config, images = _load(config, accelerator, load_images)
-        lock = _lock(config, accelerator, stack) if on_main(accelerator, lambda: is_run(config.folder)) else None
+        resuming = on_main(accelerator, lambda: is_run(config.folder))
+        lock = _lock(config, accelerator, stack) if resuming else None
         config, checkpoint = on_main(accelerator, lambda: _open(config, images, accelerator))
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
         evaluated = checkpoint is not None and checkpoint.evaluated
         if start >= last and evaluated:
-            if accelerator.is_main_process:
-                log.info(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
-            return 0
+            return _complete(config, accelerator, start)
 
         # Networks, optimisers and the batch stream, as the checkpoint left them.
         task = stack.enter_context(closing(make_task(config, images, accelerator)))
@@ -93,7 +92,7 @@ def run_training(
                 _restore(task, checkpoint, config)
 
         # Records. From here on the run's folder is written to.
-        lock = lock or _lock(config, accelerator, stack)
+        lock = lock if resuming else _lock(config, accelerator, stack)
         on_main(accelerator, lambda: start_folder(config, images, accelerator, lock, start, looked=evaluated))
         tracker = stack.enter_context(_open_tracker(config, accelerator, start, evaluated))
         stop = stack.enter_context(StopRequest(accelerator))
@@ -108,13 +107,12 @@ def run_training(
         for step in range(start + 1, last + 1):
             metrics = task.step(step - 1)
             monitor.note(step, metrics)
-            stopping, evaluated, shown = stop.agreed(), True, ""
+            stopping, evaluated = stop.agreed(), True
             logging_due, saving_due = due(step, config.tracking.every, last), due(step, config.checkpoint.every, last)
             evaluation_due = task.should_evaluate(step)
             if logging_due or saving_due or evaluation_due or stopping:
                 recorder.require_healthy(monitor, step)
-            if logging_due:
-                shown = recorder.log(step, metrics)
+            shown = recorder.log(step, metrics) if logging_due else ""
             if evaluation_due:
                 evaluated = recorder.evaluate(step)
                 stopping = stopping or not evaluated
@@ -193,6 +191,12 @@ def _open_tracker(config: RunConfig, accelerator: Accelerator, start: int, evalu
                 tensorboard=tracking.tensorboard,
             )
     return tracker
+
+
+def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:
+    if accelerator.is_main_process:
+        log.info(f"{config.folder} is complete at step {step}. To train on, set more steps than that.")
+    return 0
 
 
 def _announce(config: RunConfig, images: ImageDataset, accelerator: Accelerator, start: int, last: int) -> None:
