@@ -170,7 +170,7 @@ class Proof:
         self.run("-m", "eval", "score", run / "checkpoints" / "step-00000010", "--protocol", "quick", "--seed", 1, *extractor)
         self.run("-m", "gan", "sample", run, "--single", "--count", 40, "--out", out / "images.zip")
         self.run("-m", "eval", "reference", "digits", "--out", out / "digits.npz", *extractor)
-        found = self.run("-m", "eval", "images", out / "images.zip", "digits", "--json", *extractor)
+        found = self.run("-m", "eval", "images", out / "images.zip", "digits", "--size", "32", "--json", *extractor)
         (out / "images.json").write_text(found)
         self.add_folder("msn_separate", run)
         self.add_folder("scores", out)
