@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from gan.utils import cli, interrupts
@@ -34,20 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     # These import torch, which takes seconds: not for a mistyped setting.
     with interrupts.importing():
         from eval.scoring import open_training_scorer
-        from gan.runs.summary import describe, summary
+        from gan.runs.summary import describe_gan, summarize_gan
+        from gan.training.command import run_command
         from gan.training.gan_task import train
-        from gan.utils.distributed import connected
 
-    with connected() as accelerator:
-        if options.dry_run:
-            if accelerator.is_main_process:
-                print(describe(config, accelerator))
-            return 0
-        if signal := train(config, accelerator, open_training_scorer):
-            return 128 + signal
-        if accelerator.is_main_process:
-            print(summary(config))
-    return 0
+    train_and_score = partial(train, open_scorer=open_training_scorer)
+    return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run)
 
 
 if __name__ == "__main__":

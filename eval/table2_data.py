@@ -15,9 +15,9 @@ from gan.data.datasets import load_images
 from gan.data.decoding import MAX_FILE_BYTES
 from gan.inference.images import encode, grid
 from gan.runs import scores
+from gan.runs.grouping import differing_settings, group_by_seed
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import read_file, read_records
-from gan.utils.settings import flatten
 
 Record = dict[str, Any]
 COLUMNS = ("paper", "sngan", "standard", "quick")
@@ -42,7 +42,6 @@ class RunScores:
     records: dict[str, Record]  # by protocol: that of the most trained generator
     curve: list[Point]
     grids: list[tuple[int, bytes]]  # step and PNG, oldest first
-    settings: dict[str, Any]
     minutes: dict[str, float | None]  # of training, as recorded, up to each protocol's score
 
 
@@ -198,7 +197,6 @@ def _run_scores(
         records=chosen,
         curve=[Point(step, minutes_at(step), distance) for step, distance in sorted(points.items())],
         grids=[(_step_of(pictures[i]), _picture(pictures[i])) for i in shown],
-        settings=dict(flatten(config)),
         minutes={name: minutes_at(record["step"]) for name, record in chosen.items()},
     )
 
@@ -238,31 +236,24 @@ def _remark(records: list[Record], protocol: str) -> str | None:
 
 
 def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Table2Row]:
-    """Runs that differ only in their seed, their name and what changes no weight are one row; in the paper's order."""
-    ignored = {*GanConfig.CHANGEABLE, "seed"} - {"training.steps"}
-    groups: dict[str, list[tuple[RunScores, GanConfig]]] = {}
-    for run, config in found:
-        key = repr([item for item in flatten(config) if item[0] not in ignored])
-        groups.setdefault(key, []).append((run, config))
-    labels = [label_of(members[0][1]) for members in groups.values()]
+    """Return one row for all seeds of a configuration, in the paper's order."""
+    groups = group_by_seed(found, config_of=lambda member: member[1], name_of=lambda member: member[0].name)
+    labels = [label_of(group.runs[0][1]) for group in groups]
     rows = []
-    for label, members in zip(labels, groups.values(), strict=True):
-        runs = [run for run, _ in members]
-        _check_trainings(runs)
-        others = [m[0][0] for other, m in zip(labels, groups.values(), strict=True) if other == label and m is not members]
-        rows.append(Table2Row(label + _told_apart(runs[0], others, ignored), runs))
+    for label, group in zip(labels, groups, strict=True):
+        runs = [run for run, _ in group.runs]
+        _check_steps(runs)
+        others = [other.settings for name, other in zip(labels, groups, strict=True) if name == label and other is not group]
+        apart = ", ".join(f"{key}={value}" for key, value in differing_settings(group.settings, others).items())
+        rows.append(Table2Row(f"{label} [{apart}]" if apart else label, runs))
     order = ["WGAN-GP (with BN)", "SNGAN", "MSNGAN"]
     return sorted(rows, key=lambda row: next((i for i, name in enumerate(order) if row.label.startswith(name)), len(order)))
 
 
-def _check_trainings(runs: list[RunScores]) -> None:
-    """Raises UserError for runs of one configuration whose average would mean nothing."""
+def _check_steps(runs: list[RunScores]) -> None:
+    """Raise UserError when seeds of one configuration were scored at different steps."""
     for index, run in enumerate(runs):
         for other in runs[:index]:
-            if run.seed == other.seed:
-                raise UserError(
-                    f"{other.name} and {run.name} are the same training (configuration and seed {run.seed}). Give one."
-                )
             for protocol in {*run.records} & {*other.records}:
                 steps = other.records[protocol]["step"], run.records[protocol]["step"]
                 if steps[0] != steps[1]:
@@ -270,12 +261,6 @@ def _check_trainings(runs: list[RunScores]) -> None:
                         f"{other.name} and {run.name} are seeds of one configuration, but their {protocol} scores are of step"
                         f" {steps[0]} and {steps[1]}. Train and score both as far as each other."
                     )
-
-
-def _told_apart(run: RunScores, others: list[RunScores], ignored: set[str]) -> str:
-    """The settings by which a row differs from those of the same label."""
-    keys = [k for k, v in run.settings.items() if k not in ignored and any(o.settings[k] != v for o in others)]
-    return f" [{', '.join(f'{k}={run.settings[k]}' for k in keys)}]" if keys else ""
 
 
 def _real_grid(config: GanConfig) -> bytes | None:

@@ -96,19 +96,11 @@ def _train(options: argparse.Namespace) -> int:
 
     config = load_study_config(options.config, options.overrides)
     with interrupts.importing():
-        from gan.utils.distributed import connected
-        from study.classifier_task import describe, summary, train
+        from gan.training.command import run_command
+        from study.classifier_task import train
+        from study.summary import describe_classifier, summarize_classifier
 
-    with connected() as accelerator:
-        if options.dry_run:
-            if accelerator.is_main_process:
-                print(describe(config, accelerator))
-            return 0
-        if signal := train(config, accelerator):
-            return 128 + signal
-        if accelerator.is_main_process:
-            print(summary(config))
-    return 0
+    return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run)
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from gan.data.datasets import ImageDataset
 from gan.data.stream import BatchShard, BatchStream
-from gan.models.dcgan import trainable_parameters
-from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import prospects, resolve, saved_config, writing_to
-from gan.runs.loggers import METRICS, PROBES, Tracker, last_values
+from gan.runs.folder import writing_to
+from gan.runs.loggers import Tracker
 from gan.training.context import Metrics, TrainContext
 from gan.training.loop import run_training
 from gan.utils.distributed import on_main
 from gan.utils.errors import TrainingDivergedError, UserError
-from gan.utils.settings import check_processes, keep_resolved, to_yaml
+from gan.utils.settings import to_yaml
 from study.config import StudyConfig
 from study.data import LabelledDataset, training_images
 from study.models import build_classifier, find_gradients, loss_of
@@ -40,7 +38,7 @@ def train(config: StudyConfig, accelerator: Accelerator) -> int:
         return ClassifierTask(config, images, accelerator)
 
     try:
-        return run_training(config, accelerator, lambda: training_images(config.data), steps_of, begin)
+        return run_training(config, accelerator, lambda: training_images(config.data), total_steps, begin)
     except TrainingDivergedError as error:
         if accelerator.is_main_process:
             note_failure(config.folder, str(error))
@@ -52,7 +50,7 @@ def _forget_failure(folder: Path) -> None:
         (folder / FAILED).unlink(missing_ok=True)
 
 
-def steps_of(config: StudyConfig, images: LabelledDataset) -> int:
+def total_steps(config: StudyConfig, images: LabelledDataset) -> int:
     """Steps of the whole run."""
     return step_after(config.training.epochs, config, images)
 
@@ -77,7 +75,7 @@ class ClassifierTask:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), settings.lr, betas=(settings.beta1, settings.beta2), fused=True
         )
-        self.total = steps_of(config, images)
+        self.total = total_steps(config, images)
         self.images_per_step = config.training.batch_size
         self.epochs: dict[int, float] = {
             step_after(epoch, config, images): epoch for epoch in range(1, math.floor(config.training.epochs) + 1)
@@ -188,41 +186,3 @@ def build(config: StudyConfig, images: ImageDataset) -> nn.Module:
         )
     except ValueError as error:
         raise UserError(f"data.image_size={images.size}: {error}.") from None
-
-
-def describe(config: StudyConfig, accelerator: Accelerator) -> str:
-    """What ``train`` would do with ``config``. Reads the images' list and changes nothing."""
-    check_processes(config, accelerator.num_processes)
-    saved = saved_config(StudyConfig, config.folder)
-    if saved is not None:
-        config = keep_resolved(config, saved)
-    images = training_images(config.data)
-    config = resolve(config, images.channels, accelerator.device)
-    network, steps = build(config, images), steps_of(config, images)
-    lines = [
-        to_yaml(config).rstrip(),
-        "",
-        f"classifier:     {trainable_parameters(network):,} parameters ({config.model.name}, {config.model.norm})",
-        f"steps:          {steps:,}, {config.training.epochs:g} epochs of {len(images):,} images",
-        f"tested on:      {len(images.tested):,} images",
-        f"runs on:        {accelerator.num_processes} x {accelerator.device.type} in {config.training.precision}",
-    ]
-    return "\n".join(lines + prospects(config, saved))
-
-
-def summary(config: StudyConfig) -> str:
-    """Where everything of a finished run is, and what to type next."""
-    folder = config.folder
-    tested = last_values(folder / METRICS, "test_accuracy", "epoch")
-    newest = checkpoints.steps(folder / "checkpoints")
-    return "\n".join(
-        [
-            f"accuracy:    {tested['test_accuracy']:.2%} of the test images after {tested['epoch']:g} epochs"
-            if tested
-            else "accuracy:    not tested: it had been stopped beyond the epochs that were now asked for",
-            f"metrics:     {folder / METRICS}",
-            *([f"probes:      {folder / PROBES}"] if (folder / PROBES).exists() else []),
-            f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
-            f"next:        python -m study figures {folder} --out figures",
-        ]
-    )

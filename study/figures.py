@@ -13,7 +13,7 @@ import numpy as np
 from gan.utils.errors import UserError
 from gan.utils.files import make_folder, write_atomically
 from study.probes import THRESHOLDS
-from study.results import Record, Result, Row, rows
+from study.results import ClassifierRun, ComparableRuns, Record, comparable_runs
 from study.tables import MODEL_NAMES, NORM_NAMES, data_name
 
 matplotlib.use("Agg")
@@ -27,11 +27,11 @@ STYLE: Any = {
 }  # fmt: skip
 NORM_COLOURS = {"none": "#777777", "batch": "#1f77b4", "spectral": "#d62728", "mean_spectral": "#2ca02c"}
 HISTOGRAM_LAYERS = (44, 75)  # the paper's, of DenseNet-BC
-Panel = dict[str, Result]  # a run for each norm
+Panel = dict[str, ClassifierRun]  # a run for each norm
 WIDTH = 3.1  # inches of a panel
 
 
-def write_figures(results: Sequence[Result], out: Path, rate: float | None = None) -> list[Path]:
+def write_figures(results: Sequence[ClassifierRun], out: Path, rate: float | None = None) -> list[Path]:
     """Writes what ``results`` allow of figures 1 to 6 into ``out``, each as PDF and PNG. Returns the files.
 
     Figure 2 shows all models, the others one model each, which their names say. Runs of learning rate ``rate`` are shown;
@@ -68,19 +68,19 @@ def write_figures(results: Sequence[Result], out: Path, rate: float | None = Non
 class Group:
     """Runs of one model and learning rate that differ by norm and seed alone."""
 
-    row: Row
+    row: ComparableRuns
     rate: float
 
     @property
-    def runs(self) -> dict[str, list[Result]]:
+    def runs(self) -> dict[str, list[ClassifierRun]]:
         """By norm, in the order of norms and seeds."""
         found = self.row.of_rate(self.rate)
         return {norm: found[norm] for norm in NORM_NAMES if norm in found}
 
 
-def _of_one_rate(results: Sequence[Result], rate: float | None) -> list[Group]:
+def _of_one_rate(results: Sequence[ClassifierRun], rate: float | None) -> list[Group]:
     groups = []
-    found = rows(results)
+    found = comparable_runs(results)
     for row in found:
         chosen = rate if rate is not None else 0.001 if 0.001 in row.rates else max(row.rates)
         if chosen in row.rates:
@@ -141,7 +141,7 @@ def _by_norm(panel: Panel, values: dict[str, Callable[[Record], float]]) -> tupl
     return figure, axes
 
 
-def _lines(axis: Axes, result: Result, value: Callable[[Record], float]) -> None:
+def _lines(axis: Axes, result: ClassifierRun, value: Callable[[Record], float]) -> None:
     for index, layer in enumerate(result.layers):
         records = result.probed(layer)
         colour = matplotlib.colormaps["viridis"](0.95 * index / max(len(result.layers) - 1, 1))
@@ -180,7 +180,7 @@ def _accuracy(groups: Sequence[Group]) -> Figure:
     return figure
 
 
-def _over_seeds(results: Sequence[Result]) -> tuple[Any, Any, Any]:
+def _over_seeds(results: Sequence[ClassifierRun]) -> tuple[Any, Any, Any]:
     """Epochs after which all were tested, mean accuracy in percent and its deviation."""
     found: dict[float, list[float]] = {}
     for result in results:
@@ -242,7 +242,7 @@ def _histograms(panel: Panel) -> Figure:
     return figure
 
 
-def _spread(result: Result, layer: int) -> float:
+def _spread(result: ClassifierRun, layer: int) -> float:
     """Half the width of the axis that shows the layer's gradients: four deviations."""
     records = result.probed(layer)
     return 4 * records[-1]["gradient_std"] if records else 0.0

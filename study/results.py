@@ -2,19 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from gan.runs.checkpoints import MANIFEST
 from gan.runs.folder import is_run
+from gan.runs.grouping import group_by_seed
 from gan.runs.loggers import METRICS, PROBES
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
-from gan.utils.settings import MAX_BYTES, flatten, load
+from gan.utils.settings import MAX_BYTES, load
 from study.config import StudyConfig
 
 FAILED = "failed.json"
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Result:
+class ClassifierRun:
     """One run's folder, read."""
 
     folder: Path
@@ -123,11 +123,11 @@ def _is_probe(record: Record) -> bool:
     return all(map(is_number, [*numbers, *shares.values(), *counts]))
 
 
-def read_run(folder: Path) -> Result:
+def read_run(folder: Path) -> ClassifierRun:
     """The run of a classifier in ``folder``. Raises UserError where there is none."""
     if not is_run(folder):
         raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that holds runs.")
-    return Result(folder, load(StudyConfig, folder / "config.yaml"))
+    return ClassifierRun(folder, load(StudyConfig, folder / "config.yaml"))
 
 
 def _is_study(folder: Path) -> bool:
@@ -138,12 +138,12 @@ def _is_study(folder: Path) -> bool:
         return True  # for ``load`` to say why
 
 
-def read_runs(folders: Iterable[Path]) -> list[Result]:
+def read_runs(folders: Iterable[Path]) -> list[ClassifierRun]:
     """The classifiers' runs in ``folders``, each a run, one of its checkpoints or a folder that holds runs; each run once.
 
     Raises UserError where one holds none.
     """
-    found: dict[Path, Result] = {}
+    found: dict[Path, ClassifierRun] = {}
     for given in folders:
         folder = given.parent.parent if (given / MANIFEST).exists() else given
         inner = [folder] if is_run(folder) else sorted(path for path in folder.glob("*") if is_run(path) and _is_study(path))
@@ -155,44 +155,40 @@ def read_runs(folders: Iterable[Path]) -> list[Result]:
 
 
 @dataclass
-class Row:
-    """Runs that differ by norm, learning rate and seed alone."""
+class ComparableRuns:
+    """Runs of one model that differ only by norm, learning rate and seed."""
 
-    settings: dict[str, Any]  # what they share
-    runs: dict[tuple[str, float], list[Result]] = field(default_factory=dict)  # by norm and learning rate, in the order of seeds
+    settings: dict[str, Any]  # by dotted key, and "images": what the runs share
+    runs: dict[tuple[str, float], list[ClassifierRun]]  # by norm and learning rate, in the order of seeds
 
     @property
-    def first(self) -> Result:
+    def first(self) -> ClassifierRun:
         return next(iter(self.runs.values()))[0]
 
     @property
     def rates(self) -> set[float]:
         return {rate for _, rate in self.runs}
 
-    def of_rate(self, rate: float) -> dict[str, list[Result]]:
-        """The runs of one learning rate, by norm."""
+    def of_rate(self, rate: float) -> dict[str, list[ClassifierRun]]:
+        """Return the runs of one learning rate, by norm."""
         return {norm: runs for (norm, own), runs in self.runs.items() if own == rate}
 
 
-def rows(results: Iterable[Result]) -> list[Row]:
-    """``results`` in the order of models and data, with what must not be compared apart.
+def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
+    """Return ``runs`` in groups that one table row or figure may compare, in the order of models, then of settings.
 
-    Raises UserError when two runs differ in nothing: one would count twice.
+    Raises UserError when two runs differ in nothing: one training would count twice.
     """
-    found: dict[str, Row] = {}
-    for result in results:
-        apart = {*result.config.CHANGEABLE, "seed", "model.norm", "optimizer.lr"} - {"training.epochs"}
-        settings = {key: value for key, value in flatten(result.config) if key not in apart} | {"images": result.images}
-        row = found.setdefault(repr(settings), Row(settings))
-        model, lr = result.config.model, result.config.optimizer.lr
-        row.runs.setdefault((model.norm, lr), []).append(result)
-    for row in found.values():
-        for runs in row.runs.values():
-            runs.sort(key=lambda r: r.config.seed)
-            for a, b in pairwise(runs):
-                if a.config.seed == b.config.seed:
-                    raise UserError(f"{a.folder} and {b.folder}: the same settings and seed. Give one of them.")
-    return sorted(found.values(), key=lambda row: (MODELS.index(row.first.model), repr(row.settings)))
+    found: dict[str, ComparableRuns] = {}
+    seed_groups = group_by_seed(
+        runs, config_of=lambda run: run.config, name_of=lambda run: run.folder, further=lambda run: {"images": run.images}
+    )
+    for group in seed_groups:
+        settings = dict(group.settings)
+        norm_and_rate = settings.pop("model.norm"), settings.pop("optimizer.lr")
+        comparable = found.setdefault(repr(settings), ComparableRuns(settings, {}))
+        comparable.runs[norm_and_rate] = sorted(group.runs, key=lambda run: run.config.seed)
+    return sorted(found.values(), key=lambda group: (MODELS.index(group.first.model), repr(group.settings)))
 
 
 # In the order of the paper's tables.

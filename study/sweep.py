@@ -19,7 +19,7 @@ from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import differences, keep_resolved
 from study.classifier_task import train
 from study.config import StudyConfig, load_study_config
-from study.results import Result, read_run
+from study.results import ClassifierRun, read_run
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
     return outcome
 
 
-def readable(folders: Sequence[Path]) -> list[Result]:
+def readable(folders: Sequence[Path]) -> list[ClassifierRun]:
     """The runs that have been started in ``folders``, but for those that cannot be read, which were reported."""
     found = []
     for folder in folders:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gan.models.dcgan import Discriminator, trainable_parameters
 from gan.utils.files import make_folder, write_atomically
 from study.models import cnn3, densenet_bc, vgg7
-from study.results import Result, Row, rows
+from study.results import ClassifierRun, ComparableRuns, comparable_runs
 
 NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}
 MODEL_NAMES = {
@@ -71,7 +71,7 @@ class Cell:
         return ", ".join(parts)
 
 
-def cells(row: Row) -> list[Cell]:
+def cells(row: ComparableRuns) -> list[Cell]:
     """In the order of norms and, from the largest, learning rates."""
     found = []
     for (norm, rate), runs in row.runs.items():
@@ -87,7 +87,7 @@ def best(found: Sequence[Cell]) -> Cell | None:
     return max((cell for cell in found if cell.whole), key=lambda cell: cell.mean, default=None)
 
 
-def data_name(result: Result) -> str:
+def data_name(result: ClassifierRun) -> str:
     """The data set's name, or that of the folder or file that it came from."""
     data = result.config.data
     if data.name != "folder":
@@ -96,7 +96,7 @@ def data_name(result: Result) -> str:
     return path.name if path.suffix == ".zip" else "/".join(path.parts[-2:])
 
 
-def _published(result: Result, norm: str) -> tuple[float, str, bool] | None:
+def _published(result: ClassifierRun, norm: str) -> tuple[float, str, bool] | None:
     """What Table I has for the model and norm, for which data, and whether these are the data; None where it has nothing."""
     data, accuracies = PUBLISHED_ACCURACY[result.config.model.name]
     if norm not in accuracies:
@@ -105,7 +105,7 @@ def _published(result: Result, norm: str) -> tuple[float, str, bool] | None:
     return accuracies[norm], data, ours == data
 
 
-def _budget(row: Row, others: Sequence[Row]) -> str:
+def _budget(row: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
     """What a row was trained on and for how long, and whatever else sets it apart from rows of the same model."""
     config, images = row.first.config, row.first.trained_on
     parts = [f"{images:,} images"] if images is not None else []
@@ -123,7 +123,7 @@ def _budget(row: Row, others: Sequence[Row]) -> str:
 class _Line:
     """One model and norm of Table I."""
 
-    result: Result
+    result: ClassifierRun
     budget: str
     norm: str
     cells: Sequence[Cell]
@@ -143,8 +143,8 @@ class _Line:
         return chosen.mean - published[0] if chosen and published and published[2] else None
 
 
-def _table_lines(results: Iterable[Result]) -> list[_Line]:
-    all_rows, found = rows(results), []
+def _table_lines(results: Iterable[ClassifierRun]) -> list[_Line]:
+    all_rows, found = comparable_runs(results), []
     for row in all_rows:
         budget = _budget(row, all_rows)
         for norm, own in itertools.groupby(cells(row), key=lambda cell: cell.norm):
@@ -152,7 +152,7 @@ def _table_lines(results: Iterable[Result]) -> list[_Line]:
     return found
 
 
-def accuracy_table(results: Iterable[Result]) -> str:
+def accuracy_table(results: Iterable[ClassifierRun]) -> str:
     """Table I as Markdown: each learning rate's test accuracy in percent, the best, and what was published."""
     found = _table_lines(results)
     rates = sorted({cell.rate for line in found for cell in line.cells}, reverse=True)
@@ -174,7 +174,7 @@ def accuracy_table(results: Iterable[Result]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy_csv(results: Iterable[Result]) -> str:
+def _accuracy_csv(results: Iterable[ClassifierRun]) -> str:
     names = ["model", "data", "trained_on", "norm", "lr", "seeds", "mean", "std_ddof1", "diverged", "unfinished", "best",
         "published", "published_on", "difference"]  # fmt: skip
     found: list[list[object]] = []
@@ -250,7 +250,7 @@ def count_table() -> str:
     return "\n".join(lines)
 
 
-def write_tables(results: Sequence[Result], out: Path) -> str:
+def write_tables(results: Sequence[ClassifierRun], out: Path) -> str:
     """Writes table1 and table3 as .md and .csv into ``out``. Returns both as Markdown.
 
     Without ``results`` there is no Table I.

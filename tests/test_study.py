@@ -30,7 +30,7 @@ from study.config import LabelledDataConfig, ProbesConfig, StudyConfig, load_stu
 from study.data import training_images
 from study.models import build_classifier, densenet_bc, loss_of, weighted_layers
 from study.probes import Prober
-from study.results import Result, read_run, read_runs, rows
+from study.results import ClassifierRun, comparable_runs, read_run, read_runs
 from study.tables import accuracy_table, best, cells, count_rows
 from tests.workers import in_process, run_together, study_here, study_to_the_end
 
@@ -435,7 +435,7 @@ def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path,
         train(tmp_path, "seed=2", "data.test_images=50", name="tested"),
         train(tmp_path, "seed=2", "training.batch_size=40", name="batch"),
     ]
-    found = rows(read_runs([finished, other, *apart, finished]))
+    found = comparable_runs(read_runs([finished, other, *apart, finished]))
     assert sorted(len(cells(row)[0].accuracies) for row in found) == [1, 1, 1, 1, 2]
     (two,) = (cell for row in found for cell in cells(row) if len(cell.accuracies) == 2)
     accuracies = [100 * read_run(run).accuracy for run in (finished, other)]
@@ -449,15 +449,15 @@ def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path,
 
 def test_a_run_and_its_copy_are_not_two_seeds(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "copy")
-    with pytest.raises(UserError, match="the same settings and seed"):
-        rows(read_runs([finished, tmp_path / "copy"]))
+    with pytest.raises(UserError, match="the same training"):
+        comparable_runs(read_runs([finished, tmp_path / "copy"]))
 
 
 @pytest.mark.parametrize(("name", "same"), [("cifar10", True), ("cifar100", False), ("svhn", False)])
 def test_a_difference_is_to_the_same_data_alone(name: str, same: bool, finished: Path) -> None:
     run = read_run(finished)
     config = set_value(set_value(run.config, "model.name", "densenet_bc"), "data.name", name)
-    moved = Result(run.folder, set_value(config, "optimizer.lr", 0.001))
+    moved = ClassifierRun(run.folder, set_value(config, "optimizer.lr", 0.001))
     assert ("91.65 on cifar10" not in accuracy_table([moved])) == same
 
 

@@ -1,5 +1,6 @@
-"""What a GAN's run tells the user: before it starts, and when it is done."""
+"""The text that a training command prints: a dry run's description and a finished run's summary."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,63 +11,73 @@ from gan.models.build import build_discriminator, build_generator
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
 from gan.runs.folder import prospects, resolve, saved_config
-from gan.runs.loggers import last_values
-from gan.utils.settings import check_processes, keep_resolved, to_yaml
+from gan.runs.loggers import METRICS, last_values
+from gan.utils.settings import C, check_processes, keep_resolved, to_yaml
 
 
-def summary(config: GanConfig) -> str:
-    """Where everything of a finished run is, and what to type next."""
-    folder = config.folder
-    last = last_values(folder / "metrics.jsonl", "d_loss", "g_loss")
+def with_saved_settings(config: C, processes: int) -> tuple[C, C | None]:
+    """Return ``config`` with the open settings as its run folder has them, and the folder's settings (None: no run yet).
+
+    Raises UserError when ``processes`` do not divide the batch, or the folder is not a run of this kind.
+    """
+    check_processes(config, processes)
+    saved = saved_config(type(config), config.folder)
+    return (config if saved is None else keep_resolved(config, saved)), saved
+
+
+def description(config: C, saved: C | None, accelerator: Accelerator, facts: Mapping[str, str]) -> str:
+    """Return a dry run's text: all settings, ``facts`` by name, devices and the folder that would be written."""
+    training, processes = config.training, accelerator.num_processes
+    each = f"{training.batch_size // processes} images each"
+    facts = {**facts, "runs on": f"{processes} x {accelerator.device.type} in {training.precision}, {each}"}
+    return "\n".join([to_yaml(config).rstrip(), "", *_lines(facts, 16), *prospects(config, saved)])
+
+
+def summary(folder: Path, facts: Mapping[str, str], next_command: str) -> str:
+    """Return a finished run's text: ``facts`` by name, the newest checkpoint and the command to type next."""
     newest = checkpoints.steps(folder / "checkpoints")
+    checkpoint = newest[-1] if newest else folder / "checkpoints"
+    return "\n".join(_lines({**facts, "checkpoint": str(checkpoint), "next": next_command}, 13))
+
+
+def _lines(facts: Mapping[str, str], width: int) -> list[str]:
+    return [f"{name + ':':<{width}}{text}" for name, text in facts.items()]
+
+
+def describe_gan(config: GanConfig, accelerator: Accelerator) -> str:
+    """Return what training with ``config`` would do. Reads only the list of images and writes nothing."""
+    config, saved = with_saved_settings(config, accelerator.num_processes)
+    config = resolve(config, image_channels(config.data), accelerator.device)
+    generator, discriminator = trainable_parameters(build_generator(config)), trainable_parameters(build_discriminator(config))
+    steps, d_updates = config.training.steps, config.training.steps * config.training.d_steps
+    facts = {
+        "generator": f"{generator:,} parameters ({config.model.generator.norm})",
+        "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.norm})",
+        "steps": f"{steps:,} G updates, {d_updates:,} D updates, {d_updates * config.training.batch_size:,} real images",
+    }
+    return description(config, saved, accelerator, facts)
+
+
+def summarize_gan(config: GanConfig) -> str:
+    """Return where everything of a finished run is, its last losses and scores, and the command to type next."""
+    folder = config.folder
+    last = last_values(folder / METRICS, "d_loss", "g_loss")
     losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
-    return "\n".join(
-        [
-            f"pictures:    {folder / 'samples'}",
-            f"metrics:     {folder / 'metrics.jsonl'}{losses}",
-            *_score_lines(folder),
-            f"checkpoint:  {newest[-1] if newest else folder / 'checkpoints'}",
-            f"next:        python -m gan sample {folder} --out grid.png --count 64 --seed 0",
-        ]
-    )
+    facts = {"pictures": f"{folder / 'samples'}", "metrics": f"{folder / METRICS}{losses}", **_scores(folder)}
+    return summary(folder, facts, f"python -m gan sample {folder} --out grid.png --count 64 --seed 0")
 
 
-def _score_lines(folder: Path) -> list[str]:
-    """What training scored last, of how much before; empty where it scored nothing."""
+def _scores(folder: Path) -> dict[str, str]:
+    """Return the first and last score of the newest comparable series taken during training; empty without any."""
     training = [record for record in scores.read(folder) if record["source"] == "training"]
     if not training:
-        return []
-    series = [record for record in training if record["series"] == training[-1]["series"]]
-    extractor = series[0]["provenance"]["extractor"]["extractor"]
-    lines = [
-        f"scores:      {folder / scores.FILE} (Frechet distance, {extractor}, {series[0]['protocol']}:"
-        f" {scores.distance_of(series[0]):.4g} at step {series[0]['step']},"
-        f" {scores.distance_of(series[-1]):.4g} at step {series[-1]['step']})",
-    ]
+        return {}
+    comparable = [record for record in training if record["series"] == training[-1]["series"]]
+    first, last = comparable[0], comparable[-1]
+    extractor = first["provenance"]["extractor"]["extractor"]
+    distances = ", ".join(f"{scores.distance_of(record):.4g} at step {record['step']}" for record in (first, last))
     try:
-        return [*lines, f"best:        {folder / 'best'} (step {checkpoints.step_of(folder / 'best')})"]
-    except (OSError, ValueError, KeyError, TypeError):  # whoever removed or damaged it did not stop the training
-        return [*lines, f"best:        {folder / 'best'} is missing or damaged"]
-
-
-def describe(config: GanConfig, accelerator: Accelerator) -> str:
-    """What ``train`` would do with ``config``: settings, parameter counts, steps, place. Reads little and changes nothing."""
-    device, processes = accelerator.device, accelerator.num_processes
-    check_processes(config, processes)
-    saved = saved_config(GanConfig, config.folder)
-    if saved is not None:
-        config = keep_resolved(config, saved)
-    config = resolve(config, image_channels(config.data), device)
-    generator, discriminator = build_generator(config), build_discriminator(config)
-    training = config.training
-    lines = [to_yaml(config).rstrip(), ""]
-    lines.append(f"generator:      {trainable_parameters(generator):,} parameters ({config.model.generator.norm})")
-    lines.append(f"discriminator:  {trainable_parameters(discriminator):,} parameters ({config.model.discriminator.norm})")
-    lines.append(
-        f"steps:          {training.steps:,} G updates, {training.steps * training.d_steps:,} D updates,"
-        f" {training.steps * training.d_steps * training.batch_size:,} real images"
-    )
-    lines.append(
-        f"runs on:        {processes} x {device.type} in {training.precision}, {training.batch_size // processes} images each"
-    )
-    return "\n".join(lines + prospects(config, saved))
+        best = f"{folder / 'best'} (step {checkpoints.step_of(folder / 'best')})"
+    except (OSError, ValueError, KeyError, TypeError):  # somebody removed or damaged it while the training went on
+        best = f"{folder / 'best'} is missing or damaged"
+    return {"scores": f"{folder / scores.FILE} (Frechet distance, {extractor}, {first['protocol']}: {distances})", "best": best}
