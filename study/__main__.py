@@ -15,10 +15,10 @@ EXAMPLES = """examples:
   python -m study figures runs/study --out figures
   python -m study speed --out tables
 
-The same command again goes on where it was stopped. All settings, with their meaning: study/config.py and gan/utils/settings.py.
+The same command resumes a stopped run. All settings, with their meaning: study/config.py and gan/utils/settings.py.
 """
 NORMS = ("batch", "spectral", "mean_spectral")
-RATES = (0.1, 0.001, 0.0001)  # the paper's
+RATES = (0.1, 0.001, 0.0001)  # learning rates of the paper
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,24 +28,24 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     train = commands.add_parser("train", help="train one classifier")
     train.add_argument("--config", type=Path, required=True, help="YAML file of settings that differ from the defaults")
-    train.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
+    train.add_argument("--dry-run", action="store_true", help="show what would run and where it would write; write nothing")
     sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
     sweep.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE", help="one or more YAML files")
     sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
     sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
-    sweep.add_argument("--retry", action="store_true", help="try runs again whose numbers were not finite")
+    sweep.add_argument("--retry", action="store_true", help="train runs again that diverged")
     for command in (train, sweep):
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     tables = commands.add_parser("tables", help="Tables I and III as Markdown and CSV: published, measured, difference")
-    figures = commands.add_parser("figures", help="Figures 1 to 6 as PDF and PNG, from what runs recorded")
-    tables.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that hold runs")
-    figures.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that hold runs")
-    speed = commands.add_parser("speed", help="the claim that SN and MSN train faster than BN, measured here: some minutes")
+    figures = commands.add_parser("figures", help="Figures 1 to 6 as PDF and PNG, from the records of runs")
+    tables.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that contain runs")
+    figures.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
+    speed = commands.add_parser("speed", help="measure the claim that SN and MSN train faster than BN (some minutes)")
     speed.add_argument("--rounds", type=cli.whole_number(1), default=10, metavar="N", help="steps under each norm (default: 10)")
-    figures.add_argument("--rate", type=_rate, metavar="LR", help="of the runs to show (default: 0.001 where there are any)")
+    figures.add_argument("--rate", type=_rate, metavar="LR", help="learning rate to show (default: 0.001, else the largest)")
     for command in (tables, figures, speed):
-        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the files")
     return parser
 
 
@@ -61,7 +61,7 @@ def _rate(text: str) -> float:
 
 def main(arguments: Sequence[str]) -> int:
     parser = _parser()
-    # key=value may stand anywhere, also after an option that takes several values.
+    # key=value may come anywhere, also after an option that takes several values.
     pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
     options = parser.parse_args([word for word in arguments if word not in pairs])
     if options.command in ("train", "sweep"):
@@ -106,19 +106,19 @@ def _train(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     with interrupts.importing():
         from gan.utils.distributed import connected
-        from study.sweep import Grid, readable, sweep
+        from study.sweep import SweepGrid, readable, sweep
         from study.tables import accuracy_table
 
-    grid = Grid(options.config, options.norms, options.rates, options.seeds, options.overrides)
-    folders = [config.folder for config in grid.runs()]  # a mistake in any is told before the first is trained
+    grid = SweepGrid(options.config, options.norms, options.rates, options.seeds, options.overrides)
+    folders = [config.folder for config in grid.runs()]  # a mistake in any is reported before the first is trained
     with connected() as accelerator:
         outcome = sweep(grid, accelerator, retry=options.retry)
         if accelerator.is_main_process and (results := readable(folders)):
             print(accuracy_table(results))
     if outcome.signal:
         return 128 + outcome.signal
-    if outcome.broken:
-        return 2 if outcome.broken == outcome.mistaken else 1
+    if outcome.failed:
+        return 2 if outcome.failed == outcome.mistaken else 1
     return 0
 
 

@@ -1,15 +1,16 @@
-"""Training a classifier: its steps, its tests, its probes."""
+"""The task that trains a classifier: its steps, tests and probes."""
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from gan.data.datasets import ImageDataset
-from gan.data.stream import BatchShard, BatchStream
+from gan.data.datasets import BatchStream, ImageDataset
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import writing_to
 from gan.runs.loggers import Tracker
@@ -20,28 +21,28 @@ from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import to_yaml
 from study.config import StudyConfig
 from study.data import LabelledDataset, training_images
-from study.models import build_classifier, find_gradients, loss_of
+from study.models import build_classifier, update_classifier
 from study.probes import Prober
-from study.results import FAILED, note_failure
+from study.results import FAILED, write_failure
 
-TEST_BATCH = 250  # images classified at a time: too few to matter for the result, which is of each image alone
+TEST_BATCH = 250  # images in a forward pass of the test; in evaluation mode no norm mixes them, so the size changes no result
 
 
 def train(config: StudyConfig, accelerator: Accelerator) -> int:
-    """Trains for ``config.training.epochs``, going on from the newest checkpoint. Returns and raises as ``run_training``.
+    """Train a classifier for ``config.training.epochs`` epochs, from the newest checkpoint of the run in ``config.folder``.
 
-    That its numbers were not finite is noted in its folder, until it is trained again.
+    Returns and raises as ``run_training``. A run that diverges is marked by failed.json, until it is trained again.
     """
 
-    def begin(config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> ClassifierTask:
-        on_main(accelerator, lambda: _forget_failure(config.folder))  # not before its folder is held and known to be one
+    def make_task(config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> ClassifierTask:
+        on_main(accelerator, lambda: _forget_failure(config.folder))  # only now is the folder locked and known to be a run
         return ClassifierTask(config, images, accelerator)
 
     try:
-        return run_training(config, accelerator, lambda: training_images(config.data), total_steps, begin)
+        return run_training(config, accelerator, lambda: training_images(config.data), total_steps, make_task)
     except TrainingDivergedError as error:
         if accelerator.is_main_process:
-            note_failure(config.folder, str(error))
+            write_failure(config.folder, str(error))
         raise
 
 
@@ -51,38 +52,33 @@ def _forget_failure(folder: Path) -> None:
 
 
 def total_steps(config: StudyConfig, images: LabelledDataset) -> int:
-    """Steps of the whole run."""
+    """Return the number of steps of the whole run."""
     return step_after(config.training.epochs, config, images)
 
 
 def step_after(epochs: float, config: StudyConfig, images: LabelledDataset) -> int:
-    """The first step after which ``epochs`` passes over the images are done."""
+    """Return the first step after which ``epochs`` passes over the images are complete."""
     return math.ceil(epochs * len(images) / config.training.batch_size)
 
 
 class ClassifierTask:
-    """One classifier at work; see ``gan.training.loop.TrainingTask``."""
+    """A classifier in training; implements ``gan.training.loop.TrainingTask``."""
 
     def __init__(self, config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> None:
-        share = BatchShard.of(config, rank=accelerator.process_index, processes=accelerator.num_processes)
-        self.config, self.images = config, images
-        self.job = TrainContext(config, accelerator, share)
-        self.tested = images.tested
-        self.test_pixels = self.job.cache_pixels(self.tested)
-        self.stream = BatchStream(images, self.job.cache_pixels(images), config=config, share=share, device=self.job.device)
-        self.network = self.job.to_device(build(config, images))
-        settings = config.optimizer
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), settings.lr, betas=(settings.beta1, settings.beta2), fused=True
-        )
-        self.total = total_steps(config, images)
+        self.config, self.images, self.tested = config, images, images.tested
+        self.context = TrainContext.of(config, accelerator)
+        shard, device = self.context.shard, self.context.device
+        self.test_pixels = self.context.cache_pixels(self.tested)
+        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, share=shard, device=device)
+        self.network = self.context.to_device(build(config, images))
+        adam = config.optimizer
+        self.optimizer = torch.optim.Adam(self.network.parameters(), adam.lr, betas=(adam.beta1, adam.beta2), fused=True)
         self.images_per_step = config.training.batch_size
-        self.epochs: dict[int, float] = {
-            step_after(epoch, config, images): epoch for epoch in range(1, math.floor(config.training.epochs) + 1)
-        }
-        self.epochs[self.total] = config.training.epochs
+        last, whole_epochs = total_steps(config, images), range(1, math.floor(config.training.epochs) + 1)
+        self.epochs: dict[int, float] = {step_after(epoch, config, images): epoch for epoch in whole_epochs}
+        self.epochs[last] = config.training.epochs
         try:
-            self.prober = Prober(self.network, config.probes, self.total)
+            self.prober = Prober(self.network, config.probes, last)
         except ValueError as error:
             raise UserError(f"probes.layers={config.probes.layers}: {error}.") from None
 
@@ -95,20 +91,13 @@ class ClassifierTask:
         return Checkpoint(step, weights, optimizers, to_yaml(self.config), self.images.fingerprint)
 
     def step(self, number: int) -> Metrics:
-        if self.prober.due(number + 1):
-            with self.prober.watching():
-                return self._update(number)
-        return self._update(number)
-
-    def _update(self, number: int) -> Metrics:
-        job = self.job
-        images = self.stream.batch(number).to(job.dtype, memory_format=torch.channels_last)
+        context = self.context
+        images = self.stream.batch(number).to(context.dtype, memory_format=torch.channels_last)
         labels = self.stream.labels(number)
-        loss, logits = find_gradients(self.network, images, labels, job.autocast())
-        norm = job.average_gradients(self.network)
-        self.optimizer.step()
-        correct = (logits.argmax(1) == labels).to(job.dtype).mean()
-        return {"loss": loss, "accuracy": correct, "grad_norm": norm}
+        with self.prober.watching() if self.prober.due(number + 1) else nullcontext():
+            return update_classifier(
+                self.network, self.optimizer, images, labels, context.autocast(), average_gradients=context.average_gradients
+            )
 
     def learning_rates(self) -> dict[str, float]:
         return {"lr": self.config.optimizer.lr}
@@ -120,9 +109,10 @@ class ClassifierTask:
         return step in self.epochs or self.prober.due(step)
 
     def evaluate(self, step: int, tracker: Tracker | None, check_stop: Callable[[], None]) -> None:
-        # First, since only the process that took the step can: a run that was stopped in the test goes on with that alone.
+        # Probes come before the test: only the process that took the step can record them, and a run that was stopped in
+        # the test resumes with the test alone.
         if self.prober.due(step) and self.prober.has_watched:
-            records = self.prober.records(self.job.accelerator)
+            records = self.prober.records(self.context.accelerator)
             if tracker is not None:
                 for record in records:
                     tracker.probe(step, record)
@@ -136,43 +126,44 @@ class ClassifierTask:
 
     @torch.no_grad()
     def _test(self, check_stop: Callable[[], None]) -> tuple[float, float]:
-        """Mean loss and share of correct answers on the test images, each process taking its part of them.
+        """Return the mean loss and the accuracy (0 to 1) on the test images, which the processes share.
 
-        Calls ``check_stop`` before each turn of them.
+        Calls ``check_stop`` before each batch. Raises TrainingDivergedError for a loss that is not finite.
         """
-        job, count = self.job, len(self.tested)
+        context, count = self.context, len(self.tested)
         labels = torch.from_numpy(self.tested.labels.numbers)
-        sums = torch.zeros(2, dtype=torch.float64, device=job.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=context.device)  # of losses and of correct answers
         self.network.eval()
-        for turn in range(0, count, TEST_BATCH * job.accelerator.num_processes):
+        for first in range(0, count, TEST_BATCH * context.accelerator.num_processes):
             check_stop()
-            start = turn + job.shard.rank * TEST_BATCH
+            start = first + context.shard.rank * TEST_BATCH
             chosen = range(start, min(start + TEST_BATCH, count))
             if not chosen:
                 continue
-            with job.autocast():
+            with context.autocast():
                 logits = self.network(self._test_batch(chosen))
-            logits, answers = logits.to(job.dtype), labels[chosen.start : chosen.stop].to(job.device)
-            sums += torch.stack([loss_of(logits, answers) * len(chosen), (logits.argmax(1) == answers).sum()]).double()
+            logits, answers = logits.to(context.dtype), labels[chosen.start : chosen.stop].to(context.device)
+            sums += torch.stack([cross_entropy(logits, answers) * len(chosen), (logits.argmax(1) == answers).sum()]).double()
         self.network.train()
-        loss, correct = (job.accelerator.reduce(sums, "sum") / count).tolist()
+        loss, accuracy = (context.accelerator.reduce(sums, "sum") / count).tolist()
         if not math.isfinite(loss):
             raise TrainingDivergedError("the loss on the test images is not finite. Try a lower learning rate or another norm.")
-        return loss, correct
+        return loss, accuracy
 
     def _test_batch(self, chosen: range) -> Tensor:
+        """Return the ``chosen`` test images as (B, C, S, S) in [-1, 1]."""
         if self.test_pixels is not None:
             pixels = self.test_pixels[chosen.start : chosen.stop]
         else:
-            pixels = torch.stack([self.tested[index] for index in chosen]).to(self.job.device)
-        return (pixels.float() / 127.5 - 1).to(self.job.dtype, memory_format=torch.channels_last)
+            pixels = torch.stack([self.tested[index] for index in chosen]).to(self.context.device)
+        return (pixels.float() / 127.5 - 1).to(self.context.dtype, memory_format=torch.channels_last)
 
     def close(self) -> None:
         self.stream.close()
 
 
 def build(config: StudyConfig, images: ImageDataset) -> nn.Module:
-    """The network that ``config`` describes, for ``images``. Raises UserError for images that are too small."""
+    """Return the network that ``config`` describes, for ``images``. Raises UserError for images that are too small."""
     model = config.model
     try:
         return build_classifier(

@@ -1,4 +1,4 @@
-"""The one list of a classifier's settings, with meaning and unit beside each, and what is required of them."""
+"""All settings of a classifier run, with meaning and unit beside each, and their checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ from study.models import ModelName, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataConfig(DataConfig):
-    test_path: str | None = None  # folder: directory or .zip of images to test on, of the same classes
-    held_out: float = 0.2  # share of the images kept for testing where there are no others (digits; folder without test_path)
-    train_images: int | None = None  # only so many, drawn once and the same for every run; null: all
+    test_path: str | None = None  # data.name=folder: directory or .zip of test images with the same classes
+    held_out: float = 0.2  # share of the images kept for testing when there is no test set (digits; folder without test_path)
+    train_images: int | None = None  # number of images to use, the same ones in every run; null: all
     test_images: int | None = None
 
 
@@ -22,7 +22,7 @@ class LabelledDataConfig(DataConfig):
 class ClassifierConfig:
     name: ModelName = "cnn3"
     norm: Norm = "mean_spectral"
-    variant: Variant = "full"  # densenet_bc: `published` keeps BatchNorm inside the dense layers, as the paper's counts do
+    variant: Variant = "full"  # densenet_bc: `published` keeps BatchNorm inside the dense layers, as the counts in the paper do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +98,5 @@ class StudyConfig(RunConfig):
 
 
 def load_study_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
-    """A classifier's settings: see ``gan.utils.settings.load``."""
+    """Return a classifier's settings, see ``gan.utils.settings.load``."""
     return settings.load(StudyConfig, path, overrides)

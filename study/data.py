@@ -1,4 +1,4 @@
-"""What a classifier is trained and tested on: two sets of images with the same classes."""
+"""The training and test images of a classifier: two labelled sets with the same classes."""
 
 from functools import cached_property
 
@@ -12,11 +12,11 @@ from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig
 from study.config import LabelledDataConfig
 
-_CHOICE = 0  # seed of what is drawn once for all runs: which images are held out, and which are left when only some are used
+_CHOICE = 0  # seed of the choice of held-out images and of subsets, which is the same for every run
 
 
 class LabelledDataset(ImageDataset):
-    """Images to train on, with classes, and those to test on, which are as much part of a run."""
+    """Labelled training images, and the test images (``tested``); the fingerprint covers both."""
 
     def __init__(self, source: Source, *, size: int, channels: int, tested: ImageDataset) -> None:
         super().__init__(source, size=size, channels=channels)
@@ -28,13 +28,13 @@ class LabelledDataset(ImageDataset):
 
 
 def training_images(data: LabelledDataConfig) -> LabelledDataset:
-    """The images to train and to test on, in as many channels as those to train on have.
+    """Return the training and test images, both with the number of channels of the training images.
 
-    Raises UserError as ``open_source`` does, where they have no classes, and where those to test on have others.
+    Raises UserError as ``open_source`` does, for images without classes, and for test images with other classes.
     """
     source = open_source(data)
     channels = image_channels(data, source)
-    if data.name == "digits" or (data.name == "folder" and data.test_path is None):  # no test images but those held out
+    if data.name == "digits" or (data.name == "folder" and data.test_path is None):  # no test set: hold images out
         kept, taken = _apart(len(source), data.held_out)
         other: Source = part_of(source, taken)
         source = part_of(source, kept)
@@ -57,7 +57,7 @@ def _shuffled(count: int) -> NDArray[np.int64]:
 
 
 def _apart(count: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices to train on, and those to test on."""
+    """Return the indices of training and of test images."""
     order, tested = _shuffled(count), max(1, round(count * share))
     if tested >= count:
         raise UserError(f"data.held_out={share}: leaves none of {count} images to train on.")
@@ -65,7 +65,7 @@ def _apart(count: int, share: float) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def _some(source: Source, count: int | None) -> Source:
-    """``count`` of the images, the same for every run; all where there are no more."""
+    """Return ``count`` of the images, the same for every run; all when ``count`` is None or there are no more."""
     if count is None or count >= len(source):
         return source
     return part_of(source, np.sort(_shuffled(len(source))[:count]))

@@ -1,4 +1,4 @@
-"""Figures 1 to 6 of the paper, drawn from what runs recorded and nothing else."""
+"""Draw Figures 1 to 6 of the paper from the records of runs."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -26,18 +26,18 @@ STYLE: Any = {
     "legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.2, "pdf.fonttype": 42,
 }  # fmt: skip
 NORM_COLOURS = {"none": "#777777", "batch": "#1f77b4", "spectral": "#d62728", "mean_spectral": "#2ca02c"}
-HISTOGRAM_LAYERS = (44, 75)  # the paper's, of DenseNet-BC
-Panel = dict[str, ClassifierRun]  # a run for each norm
-WIDTH = 3.1  # inches of a panel
+HISTOGRAM_LAYERS = (44, 75)  # layers of DenseNet-BC in the paper's Figure 5
+Panel = dict[str, ClassifierRun]  # one run a norm
+WIDTH = 3.1  # of a panel, in inches
 
 
 def write_figures(results: Sequence[ClassifierRun], out: Path, rate: float | None = None) -> list[Path]:
-    """Writes what ``results`` allow of figures 1 to 6 into ``out``, each as PDF and PNG. Returns the files.
+    """Write those of figures 1 to 6 that ``results`` have records for into ``out``, as PDF and PNG. Return the files.
 
-    Figure 2 shows all models, the others one model each, which their names say. Runs of learning rate ``rate`` are shown;
-    None is for each model the paper's 0.001 where there is one, else the largest there is. Runs that diverged are left out.
+    Figure 2 shows all models; the others show one model each, named in the file name. Only runs of learning rate ``rate`` are
+    shown; None selects, for each model, the paper's 0.001 or else the largest rate. Diverged runs are left out.
 
-    Raises UserError where there is nothing to draw.
+    Raises UserError when there is nothing to draw.
     """
     chosen = _of_one_rate([result for result in results if result.failure is None], rate)
     make_folder(out)
@@ -46,7 +46,7 @@ def write_figures(results: Sequence[ClassifierRun], out: Path, rate: float | Non
     def save(name: str, figure: Figure) -> None:
         for ending in ("pdf", "png"):
             content = BytesIO()
-            # No date inside: the same numbers give the same file.
+            # Without a date, the same numbers give the same file.
             figure.savefig(content, format=ending, dpi=160, metadata={"CreationDate": None} if ending == "pdf" else None)
             write_atomically(out / f"{name}.{ending}", content.getvalue())
             files.append(out / f"{name}.{ending}")
@@ -65,36 +65,36 @@ def write_figures(results: Sequence[ClassifierRun], out: Path, rate: float | Non
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one model and learning rate that differ by norm and seed alone."""
+class RunsOfRate:
+    """Runs of one model and learning rate that differ only by norm and seed."""
 
-    row: ComparableRuns
+    compared: ComparableRuns
     rate: float
 
     @property
     def runs(self) -> dict[str, list[ClassifierRun]]:
-        """By norm, in the order of norms and seeds."""
-        found = self.row.of_rate(self.rate)
+        """The runs by norm, in the order of NORM_NAMES and seeds."""
+        found = self.compared.of_rate(self.rate)
         return {norm: found[norm] for norm in NORM_NAMES if norm in found}
 
 
-def _of_one_rate(results: Sequence[ClassifierRun], rate: float | None) -> list[Group]:
+def _of_one_rate(results: Sequence[ClassifierRun], rate: float | None) -> list[RunsOfRate]:
     groups = []
     found = comparable_runs(results)
-    for row in found:
-        chosen = rate if rate is not None else 0.001 if 0.001 in row.rates else max(row.rates)
-        if chosen in row.rates:
-            groups.append(Group(row, chosen))
+    for compared in found:
+        chosen = rate if rate is not None else 0.001 if 0.001 in compared.rates else max(compared.rates)
+        if chosen in compared.rates:
+            groups.append(RunsOfRate(compared, chosen))
     if found and not groups:
-        there = sorted({own for row in found for own in row.rates})
-        raise UserError(f"--rate {rate:g}: no run has it. There are {', '.join(f'{own:g}' for own in there)}.")
+        there = sorted({own for compared in found for own in compared.rates})
+        raise UserError(f"--rate {rate:g}: no run has this learning rate. There are {', '.join(f'{own:g}' for own in there)}.")
     return groups
 
 
-def _panels(groups: Sequence[Group]) -> dict[str, Panel]:
-    """A run of each norm, by a name for the file, of those runs that have probes: of the first seed that all norms have.
+def _panels(groups: Sequence[RunsOfRate]) -> dict[str, Panel]:
+    """Return one probed run a norm, of the first seed that all norms share, by the panel's file name.
 
-    BatchNorm's run stands beside both variants of DenseNet-BC: under it they are the same network.
+    The BatchNorm run is shown with both variants of DenseNet-BC, which are the same network under BatchNorm.
     """
     found: dict[str, Panel] = {}
     for group in groups:
@@ -104,8 +104,8 @@ def _panels(groups: Sequence[Group]) -> dict[str, Panel]:
             continue
         common = set.intersection(*({run.config.seed for run in runs} for runs in probed.values()))
         panel = {norm: next((r for r in runs if r.config.seed in common), runs[0]) for norm, runs in probed.items()}
-        model = group.row.first.config.model
-        name = f"{model.name}{'' if model.variant == 'full' else '_published'}_{_plain(data_name(group.row.first))}"
+        model = group.compared.first.config.model
+        name = f"{model.name}{'' if model.variant == 'full' else '_published'}_{_plain(data_name(group.compared.first))}"
         number = sum(key == name or key.startswith(f"{name}_") for key in found)
         found[f"{name}_{number + 1}" if number else name] = panel
     for key, panel in found.items():
@@ -117,7 +117,7 @@ def _panels(groups: Sequence[Group]) -> dict[str, Panel]:
 
 
 def _plain(name: str) -> str:
-    """Of a data set, for a file's name."""
+    """Return a data set's name as a part of a file name."""
     stem = name.removesuffix(".zip")
     return "".join(c if c.isalnum() else "_" for c in stem)
 
@@ -128,7 +128,7 @@ def _grid(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
 
 
 def _by_norm(panel: Panel, values: dict[str, Callable[[Record], float]]) -> tuple[Figure, Any]:
-    """A column of panels for each norm, a row for each of the ``values`` by its label, layers as lines."""
+    """Draw a column of panels a norm, a row for each of the labelled ``values`` and a line a layer."""
     figure, axes = _grid(len(values), len(panel), sharex="col", sharey="row")
     for column, (norm, result) in enumerate(panel.items()):
         for row, value in enumerate(values.values()):
@@ -149,7 +149,7 @@ def _lines(axis: Axes, result: ClassifierRun, value: Callable[[Record], float]) 
 
 
 def _sparsity(panel: Panel) -> Figure:
-    """Figure 1: the share of a weight gradient's entries that are exactly zero; below, of those that are nearly so."""
+    """Figure 1: the share of weight gradient entries that are exactly zero (top) and nearly zero (bottom)."""
     threshold = f"{THRESHOLDS[2]:g}"
     figure, axes = _by_norm(
         panel,
@@ -158,12 +158,12 @@ def _sparsity(panel: Panel) -> Figure:
             f"|entries| < {threshold} (%)": lambda r: 100 * r["gradient_below"][threshold],
         },
     )
-    axes[0][0].set_ylim(-0.03, max(1.0, axes[0][0].get_ylim()[1]))  # lines at zero are seen
+    axes[0][0].set_ylim(-0.03, max(1.0, axes[0][0].get_ylim()[1]))  # lines at zero are visible
     return figure
 
 
-def _accuracy(groups: Sequence[Group]) -> Figure:
-    """Figure 2: test accuracy by epoch, a panel for each model, a line for each norm; the band is over seeds (ddof 1)."""
+def _accuracy(groups: Sequence[RunsOfRate]) -> Figure:
+    """Figure 2: test accuracy by epoch, a panel a model, a line a norm, a band of one deviation over seeds (ddof 1)."""
     figure, axes = _grid(1, len(groups))
     for axis, group in zip(axes[0], groups, strict=True):
         for norm, runs in group.runs.items():
@@ -171,7 +171,7 @@ def _accuracy(groups: Sequence[Group]) -> Figure:
             label = f"{NORM_NAMES[norm]} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
             axis.plot(epochs, means, color=NORM_COLOURS[norm], label=label, marker="o", markersize=3)
             axis.fill_between(epochs, means - spreads, means + spreads, color=NORM_COLOURS[norm], alpha=0.15, linewidth=0)
-        first = group.row.first
+        first = group.compared.first
         axis.set_title(f"{MODEL_NAMES[first.model]}\n{data_name(first)}, lr {group.rate:g}", fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -181,7 +181,7 @@ def _accuracy(groups: Sequence[Group]) -> Figure:
 
 
 def _over_seeds(results: Sequence[ClassifierRun]) -> tuple[Any, Any, Any]:
-    """Epochs after which all were tested, mean accuracy in percent and its deviation."""
+    """Return the epochs after which all runs were tested, their mean accuracies in percent and the deviations."""
     found: dict[float, list[float]] = {}
     for result in results:
         for record in result.tests:
@@ -192,7 +192,7 @@ def _over_seeds(results: Sequence[ClassifierRun]) -> tuple[Any, Any, Any]:
 
 
 def _bands(panel: Panel) -> Figure:
-    """Figure 3: mean and standard deviation of the weights that a layer computes with, as a band, a column for each norm."""
+    """Figure 3: mean and standard deviation of the weights that a layer applies, as a band; a column a norm."""
     layers = sorted({layer for result in panel.values() for layer in result.layers})
     figure, axes = _grid(len(layers), len(panel), sharex="col", sharey="row")
     figure.set_size_inches(WIDTH * len(panel) + 0.5, 1.3 * len(layers) + 0.6)
@@ -211,8 +211,7 @@ def _bands(panel: Panel) -> Figure:
 
 
 def _drift(panel: Panel) -> Figure:
-    """Figure 4: above the mean of each layer's weights, as the paper's axis says, below that of its
-    pre-activations, as its text."""
+    """Figure 4: means of each layer's weights (top, as in the paper's axis) and pre-activations (bottom, as in its text)."""
     values: dict[str, Callable[[Record], float]] = {
         "mean of weights": lambda r: r["weight_mean"],
         "mean of pre-activations": lambda r: r["preactivation_mean"],
@@ -221,7 +220,7 @@ def _drift(panel: Panel) -> Figure:
 
 
 def _histograms(panel: Panel) -> Figure:
-    """Figure 5: the gradients of two layers at the last step that was recorded, as densities."""
+    """Figure 5: densities of the gradients of two layers at the last recorded step."""
     probed = sorted({layer for result in panel.values() for layer in result.layers})
     layers = [layer for layer in HISTOGRAM_LAYERS if layer in probed] or [probed[0], probed[-1]]
     figure, axes = _grid(len(layers), len(panel))
@@ -243,7 +242,7 @@ def _histograms(panel: Panel) -> Figure:
 
 
 def _spread(result: ClassifierRun, layer: int) -> float:
-    """Half the width of the axis that shows the layer's gradients: four deviations."""
+    """Return half the width of the axis of a layer's gradients: four standard deviations."""
     records = result.probed(layer)
     return 4 * records[-1]["gradient_std"] if records else 0.0
 

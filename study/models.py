@@ -1,4 +1,4 @@
-"""The paper's classifiers: 3-layer CNN, VGG-7 and the 100-layer DenseNet-BC, each under any norm."""
+"""The paper's classifiers, each under any norm: 3-layer CNN, VGG-7 and the 100-layer DenseNet-BC; their weight update."""
 
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gan.models.norms import SpectralNorm, normalize, normalize_input, power_iterate
 
-SLOPE = 0.1  # of LeakyReLU, which the paper uses in all its models
+SLOPE = 0.1  # negative slope of LeakyReLU, the activation of all models in the paper
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
 Variant: TypeAlias = Literal["full", "published"]
 
@@ -19,7 +19,7 @@ def _activation() -> nn.Module:
 
 
 def _feature_size(features: nn.Module, channels: int, size: int) -> int:
-    """Values that ``features`` makes of one image; raises ValueError for an image that is too small."""
+    """Return how many features one image gives. Raises ValueError for an image that is too small."""
     try:
         with torch.no_grad():
             return features.eval()(torch.zeros(1, channels, size, size)).numel()
@@ -30,9 +30,9 @@ def _feature_size(features: nn.Module, channels: int, size: int) -> int:
 
 
 def cnn3(norm: str, *, channels: int = 1, size: int = 28, classes: int = 10) -> nn.Module:
-    """Images (B, channels, size, size) to logits (B, classes): conv 5/1 16, 3/1 32 and 4/2 32, all padded by 2; dense.
+    """Return the paper's network for MNIST: images (B, channels, size, size) to logits (B, classes).
 
-    MNIST's in the paper; neither pooling nor dropout.
+    Convolutions (kernel/stride, maps) 5/1 16, 3/1 32 and 4/2 32, each padded by 2; one dense layer. No pooling, no dropout.
     """
     layers: list[nn.Module] = []
     before = channels
@@ -43,9 +43,10 @@ def cnn3(norm: str, *, channels: int = 1, size: int = 28, classes: int = 10) -> 
 
 
 def vgg7(norm: str, *, channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
-    """Images (B, channels, size, size) to logits (B, classes): conv 3/1 of 32, 32, 64, 64, 128 and 256 maps; dense.
+    """Return the paper's network for SVHN: images (B, channels, size, size) to logits (B, classes).
 
-    Maximum over 2x2 after the second, fourth, fifth and sixth, which alone is not padded. SVHN's in the paper.
+    3x3 convolutions of 32, 32, 64, 64, 128 and 256 maps; one dense layer. 2x2 maximum pooling follows the second, fourth,
+    fifth and sixth convolution. All but the sixth are padded.
     """
     layers: list[nn.Module] = []
     before = channels
@@ -63,19 +64,19 @@ def _with_classifier(layers: list[nn.Module], norm: str, channels: int, size: in
 
 
 def _in_weights(norm: str) -> str:
-    """The part of ``norm`` that is in a layer's weight: where it stands before the activation, the rest does so too."""
+    """Return the part of ``norm`` that acts on a weight, for a layer whose mean or batch norm stands before the activation."""
     return "spectral" if norm in ("spectral", "mean_spectral") else "none"
 
 
 class DenseLayer(nn.Module):
-    """x (B, C, H, W) to x and ``growth`` more maps: norm, activation, conv 1/1 to 4 x growth, norm, activation, conv 3/1."""
+    """Map x (B, C, H, W) to (B, C + growth, H, W): norm, activation, 1x1 conv to 4 growth, norm, activation, 3x3 conv."""
 
     def __init__(self, channels: int, growth: int, norm: str) -> None:
         super().__init__()
         wide = 4 * growth
         self.layers = nn.Sequential(
             normalize_input(channels, norm),
-            _not_in_place(),
+            nn.LeakyReLU(SLOPE),  # not in place: x is used again
             normalize(nn.Conv2d(channels, wide, 1, bias=False), norm),
             _activation(),
             normalize(nn.Conv2d(wide, growth, 3, padding=1, bias=False), _in_weights(norm)),
@@ -85,22 +86,17 @@ class DenseLayer(nn.Module):
         return torch.cat([x, self.layers(x)], 1)
 
 
-def _not_in_place() -> nn.Module:
-    """For an input that is used again."""
-    return nn.LeakyReLU(SLOPE)
-
-
 def densenet_bc(
     norm: str, *, variant: Variant = "full", channels: int = 3, size: int = 32, classes: int = 10, growth: int = 12
 ) -> nn.Module:
-    """Images (B, channels, size, size) to logits (B, classes): DenseNet-BC (Huang et al. 2017) of 100 layers.
+    """Return the paper's network for CIFAR-10: images (B, channels, size, size) to logits (B, classes).
 
-    Three blocks of 16 dense layers, bottleneck 4, compression 0.8, 24 maps at first; no biases but the classifier's. MSN's
-    mean is taken where BatchNorm stands, before the activation, and its spectral norm in the convolution after it.
+    DenseNet-BC (Huang et al. 2017) of 100 layers: three blocks of 16 dense layers, bottleneck 4, compression 0.8, 24 maps in
+    the stem; only the classifier has a bias. MSN subtracts its mean where BatchNorm stands, before the activation, and
+    normalises the weight of the convolution after it.
 
-    ``published`` is the variant whose parameters the paper counted: BatchNorm stays inside the dense layers, and only the
+    ``published`` is the variant whose parameters the paper counts: BatchNorm stays inside the dense layers, and only the
     stem, the two transitions, the last norm and the classifier are under ``norm``. ``full`` has ``norm`` everywhere.
-    CIFAR-10's in the paper.
     """
     weights, inner = _in_weights(norm), norm if variant == "full" else "batch"
     width = 24
@@ -126,9 +122,9 @@ BUILDERS: dict[ModelName, Callable[..., nn.Module]] = {"cnn3": cnn3, "vgg7": vgg
 def build_classifier(
     name: ModelName, norm: str, *, variant: Variant = "full", channels: int, size: int, classes: int, seed: int
 ) -> nn.Module:
-    """A classifier with torch's default initial weights, a function of ``seed`` alone.
+    """Return a classifier with torch's default initial weights, which depend on ``seed`` alone.
 
-    Raises ValueError for images that are too small for it.
+    Raises ValueError for images that are too small for the network.
     """
     options = {"variant": variant} if name == "densenet_bc" else {}
     with torch.random.fork_rng(devices=[]):
@@ -136,15 +132,15 @@ def build_classifier(
         return BUILDERS[name](norm, channels=channels, size=size, classes=classes, **options)
 
 
-class Weighted:
-    """One layer of a network that has a weight, found by its number: how the paper's figures name layers."""
+class WeightedLayer:
+    """A layer with a weight, and its number, by which the paper's figures name it."""
 
     def __init__(self, number: int, name: str, module: nn.Module) -> None:
         self.number, self.name, self.module = number, name, module
 
     @property
     def parameter(self) -> Tensor:
-        """W, which is trained."""
+        """The trained weight W."""
         layer = self.module.layer if isinstance(self.module, SpectralNorm) else self.module
         weight = layer.weight
         assert isinstance(weight, Tensor)
@@ -152,37 +148,44 @@ class Weighted:
 
     @torch.no_grad()
     def weight(self) -> Tensor:
-        """What the layer computes with: W / sigma(W) under SN and MSN, else W."""
+        """Return the weight that the layer applies: W / sigma(W) under SN and MSN, else W."""
         return self.module.weight() if isinstance(self.module, SpectralNorm) else self.parameter
 
 
-def weighted_layers(network: nn.Module) -> list[Weighted]:
-    """Convolutions and dense layers in the order in which an image passes them, numbered from 1: DenseNet-BC has 100."""
-    found: list[Weighted] = []
+def weighted_layers(network: nn.Module) -> list[WeightedLayer]:
+    """Return convolutions and dense layers in the order of the forward pass, numbered from 1; DenseNet-BC has 100."""
+    found: list[WeightedLayer] = []
     inside: set[nn.Module] = set()
     for name, module in network.named_modules():
         if isinstance(module, SpectralNorm):
             inside.add(module.layer)
         if isinstance(module, SpectralNorm | nn.Conv2d | nn.Linear) and module not in inside:
-            found.append(Weighted(len(found) + 1, name, module))
+            found.append(WeightedLayer(len(found) + 1, name, module))
     return found
 
 
-def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy."""
-    return F.cross_entropy(logits, labels)
+def update_classifier(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    autocast: torch.autocast,
+    average_gradients: Callable[[nn.Module], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Take one step on the mean cross entropy of ``images`` (B, C, S, S) with ``labels`` (B,), an int from 0 each.
 
-
-def find_gradients(network: nn.Module, images: Tensor, labels: Tensor, autocast: torch.autocast) -> tuple[Tensor, Tensor]:
-    """Loss and logits (B, classes) of a batch, in the weights' precision; the loss's gradients are left in the parameters.
-
-    One power iteration in each spectrally normalised layer comes first.
+    Returns scalars: the loss, the accuracy (0 to 1) and, where ``average_gradients`` replaces the gradients by their means over
+    processes and returns their norm, that norm.
     """
-    power_iterate(network)
+    power_iterate(network)  # one iteration in each spectrally normalised layer
     network.zero_grad()
     with autocast:
-        logits: Tensor = network(images)
+        logits: Tensor = network(images)  # B classes
     logits = logits.to(images.dtype)
-    loss = loss_of(logits, labels)
+    loss = F.cross_entropy(logits, labels)
     loss.backward()
-    return loss.detach(), logits.detach()
+    metrics = {"loss": loss.detach(), "accuracy": (logits.detach().argmax(1) == labels).to(images.dtype).mean()}
+    if average_gradients is not None:
+        metrics["grad_norm"] = average_gradients(network)
+    optimizer.step()
+    return metrics

@@ -1,4 +1,4 @@
-"""What the paper's figures show of a layer, as numbers: taken while it trains, without changing it."""
+"""Measure weights, gradients and pre-activations of layers during training, for the paper's figures. Changes no weight."""
 
 import math
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from gan.training.loop import due
 from gan.utils.errors import TrainingDivergedError
 from study.config import ProbesConfig
-from study.models import Weighted, weighted_layers
+from study.models import WeightedLayer, weighted_layers
 
-PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # of the 100 of DenseNet-BC
+PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # the layers of DenseNet-BC that the paper shows
 THRESHOLDS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
-def chosen_layers(network: nn.Module, numbers: list[int] | None) -> list[Weighted]:
-    """The layers of ``network`` with these ``numbers``; None: the paper's where there are as many, else all.
+def chosen_layers(network: nn.Module, numbers: list[int] | None) -> list[WeightedLayer]:
+    """Return the layers with these ``numbers``; None: the paper's eight of a network with 100 layers, else all.
 
     Raises ValueError for a number that no layer has.
     """
@@ -32,7 +32,7 @@ def chosen_layers(network: nn.Module, numbers: list[int] | None) -> list[Weighte
 
 
 class Prober:
-    """Takes the numbers of some layers of a network in training."""
+    """Measures some layers of a network in training."""
 
     def __init__(self, network: nn.Module, settings: ProbesConfig, total: int) -> None:
         self.settings, self.total = settings, total
@@ -41,20 +41,20 @@ class Prober:
         self._means: dict[int, Tensor] = {}
 
     def due(self, step: int) -> bool:
-        """Whether step number ``step``, from 1, is recorded: the first, the last and every so many."""
+        """Return whether step number ``step`` (from 1) is recorded: the first, the last and each multiple of probes.every."""
         return bool(self.settings.every) and step >= 1 and (step == 1 or due(step, self.settings.every, self.total))
 
     @property
     def has_watched(self) -> bool:
-        """Whether there is a forward pass to take records of."""
+        """Whether a forward pass has been watched, so that ``records`` can be called."""
         return bool(self._means)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """During a forward pass: keeps the mean of what the next activation gets of each layer, after all norms between."""
+        """Keep, during a forward pass, each layer's mean pre-activation: the input of its activation, after all norms."""
 
-        def keep(layer: Weighted, values: Tensor) -> None:
-            own = values[:, -len(layer.parameter) :]  # DenseNet puts a layer's maps behind those that were there
+        def keep(layer: WeightedLayer, values: Tensor) -> None:
+            own = values[:, -len(layer.parameter) :]  # DenseNet appends a layer's maps to those of the layers before
             self._means[layer.number] = own.detach().mean(dtype=torch.float32)
 
         hooks = []
@@ -71,16 +71,15 @@ class Prober:
                 hook.remove()
 
     def records(self, accelerator: Accelerator) -> list[dict[str, Any]]:
-        """One for each layer: of the gradient of the last step, the weights after it, and the pre-activations seen while
-        ``watching`` (their mean over processes). Called by all processes.
+        """Return one record a layer: the last step's gradient, the weights after it, and the mean of the watched pre-activations.
 
-        Raises TrainingDivergedError for numbers that are not finite.
+        All processes call it together. Raises TrainingDivergedError for numbers that are not finite.
         """
         means = torch.stack([self._means[layer.number] for layer in self.layers])
         means = accelerator.reduce(means, "mean")
         records = []
         for layer, mean in zip(self.layers, means.tolist(), strict=True):
-            record = {**_measure(layer, self.settings.bins), "preactivation_mean": mean}  # Fig. 4, as the text has it
+            record = {**_measure(layer, self.settings.bins), "preactivation_mean": mean}  # Fig. 4, by the text of the paper
             if not all(math.isfinite(value) for value in record.values() if isinstance(value, float)):
                 raise TrainingDivergedError(f"layer {layer.number}: weights, gradients or outputs are not finite.")
             records.append(record)
@@ -88,7 +87,7 @@ class Prober:
 
 
 def _activations_after(network: nn.Module) -> dict[int, nn.Module]:
-    """The activation that follows each layer, by the layer's number; the last layer has none."""
+    """Return the activation that follows each layer, by the layer's number; the last layer has none."""
     numbers = {layer.module: layer.number for layer in weighted_layers(network)}
     found: dict[int, nn.Module] = {}
     waiting: list[int] = []
@@ -102,7 +101,8 @@ def _activations_after(network: nn.Module) -> dict[int, nn.Module]:
 
 
 @torch.no_grad()
-def _measure(layer: Weighted, bins: int) -> dict[str, Any]:
+def _measure(layer: WeightedLayer, bins: int) -> dict[str, Any]:
+    """Return the statistics of a layer's gradient and weight that probes.jsonl records."""
     parameter, weight = layer.parameter, layer.weight().float()
     gradient = parameter.grad
     assert gradient is not None
@@ -122,17 +122,17 @@ def _measure(layer: Weighted, bins: int) -> dict[str, Any]:
         "gradient_max": largest,
         # Fig. 5: counts of equal bins from -gradient_max to gradient_max
         "gradient_histogram": torch.histc(gradient.cpu(), bins, -edge, edge).int().tolist(),
-        "weight_mean": float(weight.mean()),  # Fig. 3 and 4: of what the layer computes with
+        "weight_mean": float(weight.mean()),  # Fig. 3 and 4: the weight that the layer applies
         "weight_std": float(weight.std()),
-        "parameter_mean": float(parameter.mean()),  # of W before its division by sigma
+        "parameter_mean": float(parameter.mean()),  # W before its division by sigma
         "parameter_std": float(parameter.std()),
         "singular_kernel_mean": float(_kernel_singular_values(weight).mean()),  # Fig. 6
-        "singular_mean": float(singular.mean()),  # of W as a matrix (outputs, rest)
+        "singular_mean": float(singular.mean()),  # the applied weight as a matrix (outputs, rest)
         "singular_max": float(singular[0]),
     }
 
 
 def _kernel_singular_values(weight: Tensor) -> Tensor:
-    """The largest singular value of each kernel, (outputs x inputs,); a dense layer is one kernel."""
+    """Return the largest singular value of each kernel, (outputs x inputs,); a dense layer is one kernel."""
     kernels = weight.flatten(0, 1) if weight.dim() == 4 else weight[None]
     return torch.linalg.matrix_norm(kernels, ord=2)

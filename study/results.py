@@ -1,4 +1,4 @@
-"""What runs of classifiers have recorded: their settings, tests and probes."""
+"""Read the settings, tests and probes that classifier runs recorded."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from gan.utils.settings import MAX_BYTES, load
 from study.config import StudyConfig
 
 FAILED = "failed.json"
-# What figures show of each layer, beside the gradient's histogram and the shares of its small entries.
+# Numbers that the figures need in each probe, beside the gradient's histogram and its shares of small entries.
 _PROBED = (
     "gradient_zero", "gradient_std", "gradient_max", "weight_mean", "preactivation_mean", "singular_kernel_mean",
 )  # fmt: skip
@@ -27,20 +27,20 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class ClassifierRun:
-    """One run's folder, read."""
+    """One run's folder and settings; its records are read when they are used."""
 
     folder: Path
     config: StudyConfig
 
     @property
     def model(self) -> str:
-        """Its network, with the variant where it is not the full one."""
+        """The network's name, with the variant unless that is ``full``."""
         model = self.config.model
         return model.name if model.variant == "full" else f"{model.name}, {model.variant}"
 
     @cached_property
     def images(self) -> str:
-        """Names what it was trained and tested on by content, as its own record has it; empty where that is not there."""
+        """The fingerprint of its training and test images, from environment.json; empty without that file."""
         try:
             return str(parse_json(read_file(self.folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
         except FileNotFoundError:
@@ -50,26 +50,26 @@ class ClassifierRun:
 
     @property
     def trained_on(self) -> int | None:
-        """Number of images, where it is known."""
+        """The number of training images; None where it is unknown."""
         count = self.images.rpartition("-")[2].partition("x")[0]
         return int(count) if count.isdecimal() else None
 
     @cached_property
     def metrics(self) -> list[Record]:
-        return _lines(self.folder / METRICS, lambda record: "test_accuracy" not in record or _is_test(record))
+        return _read_records(self.folder / METRICS, lambda record: "test_accuracy" not in record or _is_test(record))
 
     @cached_property
     def probes(self) -> list[Record]:
-        return _lines(self.folder / PROBES, _is_probe)
+        return _read_records(self.folder / PROBES, _is_probe)
 
     @property
     def tests(self) -> list[Record]:
-        """With "epoch", "test_accuracy" (from 0 to 1) and "test_loss", in the order of epochs."""
+        """Records with "epoch", "test_accuracy" (0 to 1) and "test_loss", in the order of epochs."""
         return [record for record in self.metrics if "test_accuracy" in record]
 
     @property
     def failure(self) -> str | None:
-        """Why it came to no end; None where it did, or may yet."""
+        """The error by which it diverged; None for a run that has not."""
         path = self.folder / FAILED
         if not path.exists():
             return None
@@ -80,33 +80,33 @@ class ClassifierRun:
 
     @property
     def complete(self) -> bool:
-        """Whether it has been tested after its last epoch."""
+        """Whether the run was tested after its last epoch."""
         tests = self.tests
         return bool(tests) and tests[-1]["epoch"] >= self.config.training.epochs
 
     @property
     def accuracy(self) -> float:
-        """On the test images after the last epoch, from 0 to 1."""
+        """Test accuracy after the last recorded epoch, from 0 to 1."""
         return float(self.tests[-1]["test_accuracy"])
 
     def probed(self, layer: int) -> list[Record]:
-        """The probes of one layer, in the order of steps."""
+        """Return the probes of one layer, in the order of steps."""
         return [record for record in self.probes if record["layer"] == layer]
 
     @cached_property
     def layers(self) -> list[int]:
-        """Numbers of the layers that were probed."""
+        """Numbers of the probed layers, ascending."""
         return sorted({int(record["layer"]) for record in self.probes})
 
 
-def _lines(path: Path, whole: Callable[[Record], bool]) -> list[Record]:
-    """The records of a file. Raises UserError where one has not what is read of it."""
+def _read_records(path: Path, is_valid: Callable[[Record], bool]) -> list[Record]:
+    """Return the records of a JSONL file. Raises UserError when one is damaged or lacks a value."""
     try:
         records = read_records(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: a damaged line, or no file ({error}). Restore it from a copy.") from None
     for number, record in enumerate(records, 1):
-        if not whole(record):
+        if not is_valid(record):
             raise UserError(f"{path}: a damaged line (line {number}). Restore it from a copy.")
     return records
 
@@ -124,31 +124,31 @@ def _is_probe(record: Record) -> bool:
 
 
 def read_run(folder: Path) -> ClassifierRun:
-    """The run of a classifier in ``folder``. Raises UserError where there is none."""
+    """Return the classifier run in ``folder``. Raises UserError where there is none."""
     if not is_run(folder):
-        raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that holds runs.")
+        raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that contains runs.")
     return ClassifierRun(folder, load(StudyConfig, folder / "config.yaml"))
 
 
 def _is_study(folder: Path) -> bool:
-    """Whether the run is of a classifier: GANs may lie beside it."""
+    """Return whether a run trains a classifier: runs of GANs may be in the same folder."""
     try:
         return b"\nprobes:" in read_file(folder / "config.yaml", MAX_BYTES)
     except OSError:
-        return True  # for ``load`` to say why
+        return True  # ``load`` reports the error
 
 
 def read_runs(folders: Iterable[Path]) -> list[ClassifierRun]:
-    """The classifiers' runs in ``folders``, each a run, one of its checkpoints or a folder that holds runs; each run once.
+    """Return the classifier runs in ``folders``, each run once. A folder is a run, one of its checkpoints, or contains runs.
 
-    Raises UserError where one holds none.
+    Raises UserError for a folder without a run.
     """
     found: dict[Path, ClassifierRun] = {}
     for given in folders:
         folder = given.parent.parent if (given / MANIFEST).exists() else given
         inner = [folder] if is_run(folder) else sorted(path for path in folder.glob("*") if is_run(path) and _is_study(path))
         if not inner:
-            raise UserError(f"{given}: no run of a classifier. Expected a run's folder, or one that holds runs.")
+            raise UserError(f"{given}: no run of a classifier. Expected a run's folder, or one that contains runs.")
         for path in inner:
             found.setdefault(path.resolve(), read_run(path))
     return list(found.values())
@@ -195,6 +195,6 @@ def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
 MODELS: Sequence[str] = ("cnn3", "vgg7", "densenet_bc", "densenet_bc, published")
 
 
-def note_failure(folder: Path, error: str) -> None:
-    """Keeps why the run in ``folder`` came to no end, so that a sweep does not try it again in vain."""
+def write_failure(folder: Path, error: str) -> None:
+    """Write the ``error`` by which the run diverged into its ``folder``, so that a sweep does not repeat it."""
     write_atomically(folder / FAILED, (json.dumps({"error": error}) + "\n").encode())

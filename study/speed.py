@@ -1,4 +1,4 @@
-"""The paper's claim of speed, for its classifiers: a training step under each norm, measured alternately in one run."""
+"""Measure the paper's claim that SN and MSN train faster than BN: steps of its classifiers, the norms alternating."""
 
 import statistics
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gan.utils.files import make_folder, write_atomically
 from gan.utils.progress import follow
-from study.models import ModelName, build_classifier, find_gradients
+from study.models import ModelName, build_classifier, update_classifier
 from study.tables import MODEL_NAMES, NORM_NAMES, NORMS, csv_text
 
 PUBLISHED = {"spectral": 27.0, "mean_spectral": 16.0}  # percent faster than BN
@@ -18,7 +18,7 @@ _SHAPES: dict[ModelName, tuple[int, int]] = {"cnn3": (1, 28), "vgg7": (3, 32), "
 
 
 def training_step(model: ModelName, norm: str, precision: str = "fp32", batch: int = 64) -> Callable[[], float]:
-    """One update on ``batch`` made-up images of the paper's size: power iteration, forward, backward, Adam. Gives the loss."""
+    """Return a function that takes one training step on ``batch`` random images of the paper's size and returns the loss."""
     channels, size = _SHAPES[model]
     network = build_classifier(model, norm, channels=channels, size=size, classes=10, seed=0)
     network = network.to(memory_format=torch.channels_last)
@@ -29,15 +29,13 @@ def training_step(model: ModelName, norm: str, precision: str = "fp32", batch: i
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     def step() -> float:
-        loss, _ = find_gradients(network, images, labels, autocast)
-        optimizer.step()
-        return float(loss)
+        return float(update_classifier(network, optimizer, images, labels, autocast)["loss"])
 
     return step
 
 
 def measure(models: Sequence[ModelName], rounds: int) -> list[tuple[ModelName, dict[str, float]]]:
-    """Median seconds of a step by norm; the norms take turns, after one step each that is not counted."""
+    """Return each model's median seconds of a step by norm. The norms alternate; the first step of each is not counted."""
     found = []
     for model in models:
         steps = {norm: training_step(model, norm) for norm in NORMS}
@@ -53,7 +51,7 @@ def measure(models: Sequence[ModelName], rounds: int) -> list[tuple[ModelName, d
 
 
 def write_speed(out: Path, rounds: int) -> str:
-    """Measures, and writes speed.md and speed.csv into ``out``. Returns the table as Markdown."""
+    """Measure, write speed.md and speed.csv into ``out`` and return the table as Markdown."""
     rows: list[tuple[str, str, float, float | None, float | None, float | None]] = []
     for model, medians in measure(list(_SHAPES), rounds):
         for norm, median in medians.items():

@@ -1,5 +1,6 @@
-"""Many runs of classifiers, one after another: what is done is skipped, what breaks is reported and ends no other."""
+"""Train a grid of classifiers, one after another. Complete runs are skipped; a run that fails does not stop the others."""
 
+import itertools
 import logging
 import traceback
 from collections import Counter
@@ -23,12 +24,12 @@ from study.results import ClassifierRun, read_run
 
 log = logging.getLogger(__name__)
 
-OWN = ("model.norm", "optimizer.lr", "seed", "run.name")
+GRID_KEYS = ("model.norm", "optimizer.lr", "seed", "run.name")
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a sweep goes through: every combination."""
+class SweepGrid:
+    """The values of a sweep, which trains every combination of them."""
 
     configs: Sequence[Path]
     norms: Sequence[str]
@@ -37,57 +38,55 @@ class Grid:
     overrides: Sequence[str]
 
     def runs(self) -> list[StudyConfig]:
-        """Settings of each run, seeds outermost: a sweep that is stopped has whole tables of fewer seeds.
+        """Return the settings of each run. Seeds vary slowest, so that a stopped sweep has complete tables of fewer seeds.
 
-        Raises UserError as ``load_study_config``, for an override of what the grid itself sets, and where two runs would
+        Raises UserError as ``load_study_config``, for an override of a key that the grid sets, and when two runs would
         share a folder.
         """
         for override in self.overrides:
-            if override.partition("=")[0] in OWN:
-                raise UserError(f"{override}: a sweep sets {', '.join(OWN)} itself. Use --norms, --rates, --seeds or run.dir.")
-        found = []
-        for seed in self.seeds:
-            for path in self.configs:
-                for norm in self.norms:
-                    for rate in self.rates:
-                        name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
-                        own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
-                        found.append(load_study_config(path, [*self.overrides, *own]))
-        for folder, count in Counter(config.folder for config in found).items():
+            if override.partition("=")[0] in GRID_KEYS:
+                raise UserError(
+                    f"{override}: a sweep sets {', '.join(GRID_KEYS)} itself. Use --norms, --rates, --seeds or run.dir."
+                )
+        configs = []
+        for seed, path, norm, rate in itertools.product(self.seeds, self.configs, self.norms, self.rates):
+            name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
+            own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
+            configs.append(load_study_config(path, [*self.overrides, *own]))
+        for folder, count in Counter(config.folder for config in configs).items():
             if count > 1:
-                raise UserError(f"{folder}: {count} runs of the sweep would be in it. Name each value and configuration once.")
-        return found
+                raise UserError(f"{folder}: {count} runs of the sweep would write to it. Give each value and configuration once.")
+        return configs
 
 
 @dataclass
-class Outcome:
+class SweepOutcome:
     """How a sweep ended."""
 
-    signal: int = 0  # that stopped it
-    broken: int = 0  # runs that failed, not those whose numbers diverged
-    mistaken: int = 0  # of these, by a user's mistake
+    signal: int = 0  # number of the signal that stopped it
+    failed: int = 0  # runs that ended in an error; diverged runs are results
+    mistaken: int = 0  # failed runs whose error was the user's mistake
 
 
-def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outcome:
-    """Trains every run of ``grid`` that is not done. ``retry`` tries those again whose numbers were not finite."""
-    runs, outcome = grid.runs(), Outcome()
-    main = accelerator.is_main_process
-    for number, config in enumerate(runs, 1):
+def sweep(grid: SweepGrid, accelerator: Accelerator, *, retry: bool = False) -> SweepOutcome:
+    """Train every run of ``grid`` that is not complete; with ``retry``, also those that diverged before."""
+    configs, outcome = grid.runs(), SweepOutcome()
+    for number, config in enumerate(configs, 1):
         failure, mistake = None, False
         try:
-            reason = on_main(accelerator, partial(_done, config, retry))
-            if main:
-                log.info(f"run {number} of {len(runs)}: {config.folder}{f' ({reason})' if reason else ''}")
+            reason = on_main(accelerator, partial(_reason_to_skip, config, retry))
+            if accelerator.is_main_process:
+                log.info(f"run {number} of {len(configs)}: {config.folder}{f' ({reason})' if reason else ''}")
             if reason is None:
                 outcome.signal = train(config, accelerator)
         except TrainingDivergedError as error:
-            if main:
+            if accelerator.is_main_process:
                 log.info(f"{config.folder}: {error}")
-        except SystemExit:  # how a process ends whose main one has met a mistake that all have agreed on
+        except SystemExit:  # raised on the other processes for a mistake that the main process reports
             mistake = True
         except Exception as error:
-            # Alone with its trouble, a process of several must not go on: the others may be waiting for it anywhere. And what
-            # a disk or a permission refuses, it would refuse to every run.
+            # A process that fails alone must stop the sweep: the others may be waiting for it. A disk or permission error
+            # would stop every further run too.
             alone = accelerator.num_processes > 1 and not isinstance(error, AgreedError)
             if alone or cli.is_users(error):
                 raise
@@ -96,8 +95,8 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
                 traceback.print_exc()
             failure = str(error) if mistake else f"{type(error).__name__}: {error}"
         if failure is not None:
-            log.error(f"{config.folder} is broken, the sweep goes on: {failure}")
-        outcome.broken += failure is not None or mistake
+            log.error(f"{config.folder} failed, the sweep continues: {failure}")
+        outcome.failed += failure is not None or mistake
         outcome.mistaken += mistake
         if outcome.signal:
             break
@@ -105,27 +104,26 @@ def sweep(grid: Grid, accelerator: Accelerator, *, retry: bool = False) -> Outco
 
 
 def readable(folders: Sequence[Path]) -> list[ClassifierRun]:
-    """The runs that have been started in ``folders``, but for those that cannot be read, which were reported."""
+    """Return the runs in ``folders`` that can be read. Damaged ones are left out: ``sweep`` has reported them."""
     found = []
     for folder in folders:
         with suppress(UserError):
-            result = read_run(folder)
-            _ = (result.tests, result.failure, result.images)
-            found.append(result)
+            run = read_run(folder)
+            _ = (run.tests, run.failure, run.images)
+            found.append(run)
     return found
 
 
-def _done(config: StudyConfig, retry: bool) -> str | None:
-    """Why the run of ``config`` needs no training; None where it does, or where its folder holds something else, which
-    training will refuse."""
+def _reason_to_skip(config: StudyConfig, retry: bool) -> str | None:
+    """Return why the run of ``config`` is skipped. None: it is trained, or training refuses the contents of its folder."""
     if not is_run(config.folder):
         return None
-    result = read_run(config.folder)
-    if differences(keep_resolved(config, result.config), result.config):
+    run = read_run(config.folder)
+    if differences(keep_resolved(config, run.config), run.config):
         return None
-    if not retry and (error := result.failure) is not None:
+    if not retry and (error := run.failure) is not None:
         return f"failed before: {error}"
-    if result.failure is not None or not result.complete or result.config.training.epochs < config.training.epochs:
+    if run.failure is not None or not run.complete or run.config.training.epochs < config.training.epochs:
         return None
-    # A run that was killed between its last test and its last checkpoint still lacks what it has learned.
-    return "done" if folder_of(config.folder / "checkpoints", result.tests[-1]["step"]).is_dir() else None
+    # A run that was killed between its last test and its last checkpoint has no trained weights yet.
+    return "done" if folder_of(config.folder / "checkpoints", run.tests[-1]["step"]).is_dir() else None

@@ -1,4 +1,4 @@
-"""Tables I and III of the paper, published beside measured, as Markdown and CSV."""
+"""Tables I and III of the paper as Markdown and CSV: published values beside measured ones."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gan.models.dcgan import Discriminator, trainable_parameters
+from gan.runs.grouping import differing_settings
 from gan.utils.files import make_folder, write_atomically
 from study.models import cnn3, densenet_bc, vgg7
 from study.results import ClassifierRun, ComparableRuns, comparable_runs
@@ -20,13 +21,13 @@ MODEL_NAMES = {
     "densenet_bc": "DenseNet-BC",
     "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
 }
-# Table I: data set, and test accuracy in percent by norm.
+# Table I of the paper: data set, and test accuracy in percent by norm.
 PUBLISHED_ACCURACY = {
     "cnn3": ("mnist", {"batch": 98.28, "spectral": 89.55, "mean_spectral": 96.71}),
     "vgg7": ("svhn", {"batch": 88.56, "spectral": 78.43, "mean_spectral": 90.86}),
     "densenet_bc": ("cifar10", {"batch": 92.27, "spectral": 90.52, "mean_spectral": 91.65}),
 }
-# Table III: trainable parameters under BN, SN and MSN.
+# Table III of the paper: trainable parameters under BN, SN and MSN.
 PUBLISHED_COUNTS = {
     "WGAN (discriminator)": (2_938_689, 2_935_873, 2_937_282),
     "3-layer CNN": (103_562, 103_406, 103_486),
@@ -37,12 +38,12 @@ NORMS = ("batch", "spectral", "mean_spectral")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The runs of one model, norm and learning rate that differ by their seed alone."""
+class SeedStatistics:
+    """Test accuracies of the runs of one model, norm and learning rate, over seeds."""
 
     norm: str
     rate: float
-    accuracies: tuple[float, ...]  # in percent, of the runs that came to their end
+    accuracies: tuple[float, ...]  # in percent, of the complete runs
     diverged: int
     unfinished: int
 
@@ -52,14 +53,16 @@ class Cell:
 
     @property
     def deviation(self) -> float | None:
-        """Over trainings with other seeds (ddof 1); None for a single one."""
+        """Standard deviation over seeds (ddof 1); None for a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
+        """Whether every seed's run is complete."""
         return bool(self.accuracies) and not self.diverged and not self.unfinished
 
     def text(self) -> str:
+        """Return the table cell: mean, deviation and number of seeds, then the runs without an accuracy."""
         parts = []
         if self.accuracies:
             spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
@@ -71,100 +74,95 @@ class Cell:
         return ", ".join(parts)
 
 
-def cells(row: ComparableRuns) -> list[Cell]:
-    """In the order of norms and, from the largest, learning rates."""
+def cells(compared: ComparableRuns) -> list[SeedStatistics]:
+    """Return the statistics of each norm and learning rate, in the order of NORM_NAMES, the largest rate first."""
     found = []
-    for (norm, rate), runs in row.runs.items():
-        done = [run for run in runs if run.complete and run.failure is None]
+    for (norm, rate), runs in compared.runs.items():
+        complete = [run for run in runs if run.complete and run.failure is None]
         diverged = sum(run.failure is not None for run in runs)
-        accuracies = tuple(100 * run.accuracy for run in done)
-        found.append(Cell(norm, rate, accuracies, diverged, len(runs) - len(done) - diverged))
+        accuracies = tuple(100 * run.accuracy for run in complete)
+        found.append(SeedStatistics(norm, rate, accuracies, diverged, len(runs) - len(complete) - diverged))
     return sorted(found, key=lambda cell: (list(NORM_NAMES).index(cell.norm), -cell.rate))
 
 
-def best(found: Sequence[Cell]) -> Cell | None:
-    """Of the cells of one model and norm, the one with the best mean, as the paper reports; None where none is whole."""
-    return max((cell for cell in found if cell.whole), key=lambda cell: cell.mean, default=None)
+def best(found: Sequence[SeedStatistics]) -> SeedStatistics | None:
+    """Return the complete cell with the best mean, which the paper reports of a model and norm; None without one."""
+    return max((cell for cell in found if cell.complete), key=lambda cell: cell.mean, default=None)
 
 
-def data_name(result: ClassifierRun) -> str:
-    """The data set's name, or that of the folder or file that it came from."""
-    data = result.config.data
+def data_name(run: ClassifierRun) -> str:
+    """Return the name of the run's data set, or of the folder or file of its images."""
+    data = run.config.data
     if data.name != "folder":
         return data.name
     path = Path(data.path or "")
     return path.name if path.suffix == ".zip" else "/".join(path.parts[-2:])
 
 
-def _published(result: ClassifierRun, norm: str) -> tuple[float, str, bool] | None:
-    """What Table I has for the model and norm, for which data, and whether these are the data; None where it has nothing."""
-    data, accuracies = PUBLISHED_ACCURACY[result.config.model.name]
-    if norm not in accuracies:
-        return None
-    ours = data_name(result).lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
-    return accuracies[norm], data, ours == data
-
-
-def _budget(row: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
-    """What a row was trained on and for how long, and whatever else sets it apart from rows of the same model."""
-    config, images = row.first.config, row.first.trained_on
+def _budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
+    """Return the number of images and epochs, and the other settings that differ from those of runs of the same model."""
+    config, images = compared.first.config, compared.first.trained_on
     parts = [f"{images:,} images"] if images is not None else []
     parts.append(f"{config.training.epochs:g} epochs")
     if config.data.test_images is not None:
         parts.append(f"tested on {config.data.test_images:,}")
     shown = {"training.epochs", "data.train_images", "data.test_images", "images"}
-    for key, value in row.settings.items():
-        if key not in shown and any(other.settings[key] != value for other in others if other.first.model == row.first.model):
-            parts.append(f"{key}={value}")
-    return ", ".join(parts)
+    same_model = [other.settings for other in others if other.first.model == compared.first.model]
+    differing = differing_settings(compared.settings, same_model)
+    return ", ".join(parts + [f"{key}={value}" for key, value in differing.items() if key not in shown])
 
 
 @dataclass(frozen=True)
-class _Line:
+class AccuracyRow:
     """One model and norm of Table I."""
 
-    result: ClassifierRun
+    run: ClassifierRun  # any run of the row: all share model and data
     budget: str
     norm: str
-    cells: Sequence[Cell]
+    cells: Sequence[SeedStatistics]
 
     @property
-    def chosen(self) -> Cell | None:
+    def chosen(self) -> SeedStatistics | None:
         return best(self.cells)
 
     @property
     def published(self) -> tuple[float, str, bool] | None:
-        return _published(self.result, self.norm)
+        """The accuracy in Table I, its data set, and whether the run has the same data set; None if it is not in Table I."""
+        data, accuracies = PUBLISHED_ACCURACY[self.run.config.model.name]
+        if self.norm not in accuracies:
+            return None
+        ours = data_name(self.run).lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
+        return accuracies[self.norm], data, ours == data
 
     @property
     def difference(self) -> float | None:
-        """The best measured accuracy minus the published, in points; None where the data are others."""
+        """The best measured accuracy minus the published one, in points; None for other data."""
         chosen, published = self.chosen, self.published
         return chosen.mean - published[0] if chosen and published and published[2] else None
 
 
-def _table_lines(results: Iterable[ClassifierRun]) -> list[_Line]:
-    all_rows, found = comparable_runs(results), []
-    for row in all_rows:
-        budget = _budget(row, all_rows)
-        for norm, own in itertools.groupby(cells(row), key=lambda cell: cell.norm):
-            found.append(_Line(row.first, budget, norm, list(own)))
+def _accuracy_rows(runs: Iterable[ClassifierRun]) -> list[AccuracyRow]:
+    groups, found = comparable_runs(runs), []
+    for compared in groups:
+        budget = _budget(compared, groups)
+        for norm, own in itertools.groupby(cells(compared), key=lambda cell: cell.norm):
+            found.append(AccuracyRow(compared.first, budget, norm, list(own)))
     return found
 
 
-def accuracy_table(results: Iterable[ClassifierRun]) -> str:
-    """Table I as Markdown: each learning rate's test accuracy in percent, the best, and what was published."""
-    found = _table_lines(results)
-    rates = sorted({cell.rate for line in found for cell in line.cells}, reverse=True)
+def accuracy_table(runs: Iterable[ClassifierRun]) -> str:
+    """Return Table I as Markdown: test accuracy in percent by learning rate, the best and the published one."""
+    rows = _accuracy_rows(runs)
+    rates = sorted({cell.rate for row in rows for cell in row.cells}, reverse=True)
     head = ["model", "data", "trained on", "norm", *(f"lr {rate:g}" for rate in rates), "best", "published", "difference"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for line in found:
-        chosen, published, by_rate = line.chosen, line.published, {cell.rate: cell for cell in line.cells}
+    for row in rows:
+        chosen, published, by_rate = row.chosen, row.published, {cell.rate: cell for cell in row.cells}
         there = "" if published is None else f"{published[0]:.2f}{'' if published[2] else f' on {published[1]}'}"
-        values = [MODEL_NAMES[line.result.model], data_name(line.result), line.budget, NORM_NAMES[line.norm]]
+        values = [MODEL_NAMES[row.run.model], data_name(row.run), row.budget, NORM_NAMES[row.norm]]
         values += [by_rate[rate].text() if rate in by_rate else "" for rate in rates]
         values.append(f"{chosen.mean:.2f} (lr {chosen.rate:g})" if chosen else "")
-        values += [there, "" if line.difference is None else f"{line.difference:+.2f}"]
+        values += [there, "" if row.difference is None else f"{row.difference:+.2f}"]
         lines.append(f"| {' | '.join(values)} |")
     lines += [
         "",
@@ -174,26 +172,27 @@ def accuracy_table(results: Iterable[ClassifierRun]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy_csv(results: Iterable[ClassifierRun]) -> str:
+def _accuracy_csv(runs: Iterable[ClassifierRun]) -> str:
+    """Return Table I as CSV, one line a model, norm and learning rate."""
     names = ["model", "data", "trained_on", "norm", "lr", "seeds", "mean", "std_ddof1", "diverged", "unfinished", "best",
         "published", "published_on", "difference"]  # fmt: skip
     found: list[list[object]] = []
-    for line in _table_lines(results):
-        for cell in line.cells:
-            chosen, published = cell is line.chosen, line.published
+    for row in _accuracy_rows(runs):
+        for cell in row.cells:
+            chosen, published = cell is row.chosen, row.published
             found.append(
                 [
-                    line.result.model, data_name(line.result), line.budget, cell.norm, f"{cell.rate:g}", len(cell.accuracies),
+                    row.run.model, data_name(row.run), row.budget, cell.norm, f"{cell.rate:g}", len(cell.accuracies),
                     f"{cell.mean:.4f}" if cell.accuracies else "", "" if cell.deviation is None else f"{cell.deviation:.4f}",
                     cell.diverged, cell.unfinished, int(chosen), *(published[:2] if published else ("", "")),
-                    f"{line.difference:.4f}" if chosen and line.difference is not None else "",
+                    f"{row.difference:.4f}" if chosen and row.difference is not None else "",
                 ]
             )  # fmt: skip
     return csv_text(names, found)
 
 
 def csv_text(names: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table of comma-separated values under its column ``names``."""
+    """Return CSV text with the column ``names`` as its first line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
@@ -202,8 +201,8 @@ def csv_text(names: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 
 
 def counts() -> dict[str, tuple[int, ...]]:
-    """Trainable parameters under BN, SN and MSN of the networks in Table III, counted on the networks themselves; and of
-    DenseNet-BC with the norm everywhere, which Table III has not."""
+    """Return the trainable parameters under BN, SN and MSN of the networks in Table III, and of DenseNet-BC with the norm
+    everywhere, which is not in Table III. They are counted on the networks themselves."""
     return {
         "WGAN (discriminator)": tuple(
             trainable_parameters(Discriminator(channels=64, image_channels=3, image_size=32, norm=norm)) for norm in NORMS
@@ -216,7 +215,7 @@ def counts() -> dict[str, tuple[int, ...]]:
 
 
 def _reason(difference: int, model: str, norm: str) -> str:
-    """Why the published count is so much larger than the network's own."""
+    """Return why the published count is larger than the network's own by ``difference``."""
     if not difference:
         return ""
     if (model, norm) == ("WGAN (discriminator)", "mean_spectral"):
@@ -225,7 +224,7 @@ def _reason(difference: int, model: str, norm: str) -> str:
 
 
 def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
-    """Table III: model, norm, published, ours, published minus ours, and why they differ."""
+    """Return Table III: model, norm, published count, our count, published minus ours, and the reason of the difference."""
     found: list[tuple[str, str, int | None, int, int | None, str]] = []
     for model, ours in counts().items():
         for index, norm in enumerate(NORMS):
@@ -237,7 +236,7 @@ def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
 
 
 def count_table() -> str:
-    """Table III as Markdown."""
+    """Return Table III as Markdown."""
     lines = ["| model | norm | published | ours | difference | why |", "|---|---|---|---|---|---|"]
     for model, norm, published, ours, difference, reason in count_rows():
         shown = ["" if number is None else f"{number:,}" for number in (published, ours, difference)]
@@ -250,16 +249,13 @@ def count_table() -> str:
     return "\n".join(lines)
 
 
-def write_tables(results: Sequence[ClassifierRun], out: Path) -> str:
-    """Writes table1 and table3 as .md and .csv into ``out``. Returns both as Markdown.
-
-    Without ``results`` there is no Table I.
-    """
+def write_tables(runs: Sequence[ClassifierRun], out: Path) -> str:
+    """Write table1 and table3 as .md and .csv into ``out``. Return both as Markdown. Without ``runs`` there is no Table I."""
     make_folder(out)
     names = ["model", "norm", "published", "ours", "difference", "why"]
     files = {"table3.md": count_table() + "\n", "table3.csv": csv_text(names, count_rows())}
-    if results:
-        files |= {"table1.md": accuracy_table(results) + "\n", "table1.csv": _accuracy_csv(results)}
+    if runs:
+        files |= {"table1.md": accuracy_table(runs) + "\n", "table1.csv": _accuracy_csv(runs)}
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return "\n".join(text for name, text in sorted(files.items()) if name.endswith(".md"))

@@ -28,7 +28,7 @@ from study.__main__ import main
 from study.classifier_task import ClassifierTask, step_after
 from study.config import LabelledDataConfig, ProbesConfig, StudyConfig, load_study_config
 from study.data import training_images
-from study.models import build_classifier, densenet_bc, loss_of, weighted_layers
+from study.models import build_classifier, densenet_bc, weighted_layers
 from study.probes import Prober
 from study.results import ClassifierRun, comparable_runs, read_run, read_runs
 from study.tables import accuracy_table, best, cells, count_rows
@@ -285,7 +285,7 @@ def test_in_densenet_the_preactivation_is_what_the_next_norm_leaves_of_the_layer
     prober = Prober(network, ProbesConfig(), total=1)
     x = torch.randn(4, 3, 32, 32) + 1
     with prober.watching():
-        loss_of(network(x), torch.arange(4)).backward()
+        nn.functional.cross_entropy(network(x), torch.arange(4)).backward()
     means = [abs(record["preactivation_mean"]) for record in prober.records(make_accelerator(cpu=True))]
     assert all(mean < 1e-4 for mean in means) == centred
     assert not any(module._forward_pre_hooks for module in network.modules())
@@ -362,7 +362,7 @@ def test_a_broken_run_is_reported_and_ends_no_other(
     words = ["sweep", *SWEEP, *TINY, f"run.dir={tmp_path}"]
     assert study(*words) == 1
     captured = capsys.readouterr()
-    assert "is broken, the sweep goes on: RuntimeError: a bug" in captured.err
+    assert "failed, the sweep continues: RuntimeError: a bug" in captured.err
     assert "not finite since step 1" in captured.err
     assert "1 diverged, 1 unfinished" in captured.out
     assert all(read_run(tmp_path / f"digits_cnn3_mean_spectral_lr0.001_seed{seed}").complete for seed in (0, 1))
@@ -391,7 +391,7 @@ def test_a_damaged_run_ends_no_other(tmp_path: Path, capsys: pytest.CaptureFixtu
     shutil.rmtree(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1")
     assert study(*words) == 2
     captured = capsys.readouterr()
-    assert "batch_lr0.001_seed0 is broken, the sweep goes on" in captured.err
+    assert "batch_lr0.001_seed0 failed, the sweep continues" in captured.err
     assert "| MSN |" in captured.out
     assert read_run(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1").complete
 
@@ -581,12 +581,12 @@ def test_ready_configurations_load_under_their_own_name() -> None:
 
 
 def test_a_sweep_goes_through_every_combination_of_its_grid() -> None:
-    grid = sweeping.Grid([DIGITS], ["batch", "spectral"], [0.1, 1e-4], [0, 7], ["training.epochs=3"])
+    grid = sweeping.SweepGrid([DIGITS], ["batch", "spectral"], [0.1, 1e-4], [0, 7], ["training.epochs=3"])
     runs = [(c.model.norm, c.optimizer.lr, c.seed, c.training.epochs) for c in grid.runs()]
     for changed in (["run.name=x"], ["model.norm=none"], ["seed=3"], ["optimizer.lr=1"]):
         with pytest.raises(UserError, match=r"sets model\.norm"):
-            sweeping.Grid([DIGITS], ["batch"], [0.1], [0], changed).runs()
+            sweeping.SweepGrid([DIGITS], ["batch"], [0.1], [0], changed).runs()
     with pytest.raises(UserError, match="2 runs of the sweep"):
-        sweeping.Grid([DIGITS], ["batch"], [0.1], [0, 0], []).runs()
+        sweeping.SweepGrid([DIGITS], ["batch"], [0.1], [0, 0], []).runs()
     assert len(set(runs)) == len({c.run.name for c in grid.runs()}) == 8
     assert ("spectral", 1e-4, 7, 3.0) in runs
