@@ -1,10 +1,11 @@
-"""python -m benchmarks: how fast it is, each line a ratio of two things measured alternately in one run."""
+"""python -m benchmarks: speed-ups, each between two programs that are measured alternately in one run."""
 
 import logging
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,36 +32,29 @@ MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
 
 
 def processor() -> str:
-    """What the numbers were measured on."""
+    """Return the processor, threads, capabilities and torch version of the measurements."""
     name = platform.processor() or platform.machine()
-    try:
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
     bf16 = "computes in bf16" if computes_in_bf16(torch.device("cpu")) else "does not compute in bf16: auto is float32"
     capability = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {torch.get_num_threads()} threads, {capability}, {bf16}; torch {torch.__version__}"
 
 
-def table(lines: list[Measurement]) -> str:
-    """The lines as Markdown."""
-    return "\n".join([HEAD, *(line.row() for line in lines)])
-
-
 def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="images in class folders, such as CIFAR-10 (default: made up)")
-    parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default 500)")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
-    parser.add_argument("--profile", action="store_true", help="only: where the time of D's step goes, under each norm")
+    parser.add_argument("--data", type=Path, metavar="ZIP", help="images in class folders (default: random images)")
+    parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default: 500)")
+    parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
-        raise UserError(f"{', '.join(sorted(unknown))}: no part. Choose of {', '.join(PARTS)}.")
+        raise UserError(f"{', '.join(sorted(unknown))}: no such part. Choose from {', '.join(PARTS)}.")
     if options.data is not None and not (options.data.is_file() and options.data.suffix == ".zip"):
-        raise UserError(f"--data {options.data}: no .zip of images that is there.")
+        raise UserError(f"--data {options.data}: expected an existing .zip of images.")
     print(processor(), flush=True)
     if options.profile:
         print(norms.profiles())
@@ -86,8 +80,9 @@ def _write(lines: list[Measurement]) -> None:
     before, _, rest = path.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     if not after:
-        raise UserError(f"{path}: has no place for the table ({MARKS[0]} and {MARKS[1]}).")
-    text = f"{before}{MARKS[0]}\n{processor()}.\n\n{table(lines)}\n{MARKS[1]}{after}"
+        raise UserError(f"{path}: no place for the table. Add the lines {MARKS[0]} and {MARKS[1]}.")
+    table = "\n".join([HEAD, *(line.row() for line in lines)])
+    text = f"{before}{MARKS[0]}\n{processor()}.\n\n{table}\n{MARKS[1]}{after}"
     write_atomically(path, text.encode())
 
 

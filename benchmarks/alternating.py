@@ -1,7 +1,8 @@
-"""Programs measured alternately in one run, each in a process of its own, since the allocator is a process's setting."""
+"""Measure programs alternately in one run, each in a process of its own, since the allocator is a setting of a process."""
 
 import gc
 import importlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -16,44 +17,48 @@ from typing import Any
 from gan.utils.memory import keep_large_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
-# A server that has imported what takes seconds, and has neither started a thread nor set the allocator: each contestant is
-# forked from it, as good as new.
+# The fork server has imported what takes seconds, has started no thread and has not set the allocator.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["benchmarks.steps", "eval.scoring", "study.speed"])
-# A case: does one unit of the work that is timed, and returns what shows that it was done.
-Case = Callable[[], Any]
+Case = Callable[[], Any]  # does one unit of the timed work and returns a value that shows that it was done
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A program: ``make``, as MODULE:FUNCTION, returns the case when it is called with ``settings``."""
+    """A program: ``make`` is the MODULE:FUNCTION that returns the case when it is called with ``settings``."""
 
     make: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    keep_blocks: bool = True  # the allocator as the project sets it, or as the system has it
+    keep_blocks: bool = True  # use the project's allocator setting; False: the system's
 
 
 @dataclass
 class Timing:
-    """What was measured of one contestant."""
+    """The measurements of one candidate."""
 
     seconds: list[float] = field(default_factory=list)  # of a unit, by round
     value: Any = None  # of the last unit
-    peak_mb: float = 0.0  # of the process's memory, with all that it needed to get ready
+    peak_mb: float = 0.0  # memory of the process, set-up included
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def compete(contestants: Mapping[str, Candidate], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
-    """Each contestant in turn does ``units`` units of its work, ``rounds`` times; the others wait meanwhile.
+def numbered(step: Callable[[int], Any]) -> Case:
+    """Return a case that calls ``step`` with 0, 1, 2 and so on."""
+    numbers = itertools.count()
+    return lambda: step(next(numbers))
 
-    Raises RuntimeError when one of them fails; what it wrote to stderr is shown.
+
+def compete(candidates: Mapping[str, Candidate], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
+    """Time ``units`` units of each candidate in turn, ``rounds`` times, after ``warm_up`` units that are not counted.
+
+    Raises RuntimeError when a candidate fails; its stderr is shown.
     """
-    timings = {name: Timing() for name in contestants}
+    timings = {name: Timing() for name in candidates}
     with ExitStack() as stack:
-        running = {name: stack.enter_context(_Process(contestant)) for name, contestant in contestants.items()}
+        running = {name: stack.enter_context(_Process(candidate)) for name, candidate in candidates.items()}
         for process in running.values():
             process.ask(warm_up)
         for _ in range(rounds):
@@ -65,15 +70,15 @@ def compete(contestants: Mapping[str, Candidate], *, rounds: int, units: int = 1
 
 
 class _Process:
-    """A contestant at work in a process of its own."""
+    """A candidate in a process of its own."""
 
-    def __init__(self, contestant: Candidate) -> None:
-        self._contestant = contestant
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
         self._connection, other = _context.Pipe()
         environment = dict(os.environ)
-        if not contestant.keep_blocks:
+        if not candidate.keep_blocks:
             environment["MSNGAN_ALLOCATOR"] = "system"
-        self._process = _context.Process(target=_work, args=(contestant, environment, other))
+        self._process = _context.Process(target=_serve, args=(candidate, environment, other))
         self._process.start()
         other.close()
 
@@ -83,7 +88,7 @@ class _Process:
             return dict(self._connection.recv())
         except (EOFError, OSError):
             self._process.join()
-            raise RuntimeError(f"{self._contestant.make} failed with exit code {self._process.exitcode}") from None
+            raise RuntimeError(f"{self._candidate.make} failed with exit code {self._process.exitcode}") from None
 
     def __enter__(self) -> "_Process":
         return self
@@ -95,14 +100,14 @@ class _Process:
         self._process.join()
 
 
-def _work(contestant: Candidate, environment: Mapping[str, str], connection: Connection) -> None:
-    """A contestant's process: does as many units as it is asked for, and answers, until nobody asks any more."""
+def _serve(candidate: Candidate, environment: Mapping[str, str], connection: Connection) -> None:
+    """Time as many units as each request asks for, until the connection is closed."""
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # its own processes are started as a user's would be
-    os.dup2(2, 1)  # what a library prints is no line of the table
+    multiprocessing.set_start_method(None, force=True)  # processes of the case start as they would for a user
+    os.dup2(2, 1)  # keeps the output of libraries out of the table
     keep_large_blocks()
-    module, _, function = contestant.make.partition(":")
-    case: Case = getattr(importlib.import_module(module), function)(**contestant.settings)
+    module, _, function = candidate.make.partition(":")
+    case: Case = getattr(importlib.import_module(module), function)(**candidate.settings)
     value = None
     with suppress(EOFError):
         while True:
@@ -116,7 +121,6 @@ def _work(contestant: Candidate, environment: Mapping[str, str], connection: Con
 
 
 def peak_memory(process: int) -> float:
-    """The most that a running ``process`` has held, in MB. Of its own: getrusage's would begin at what the process that
-    started it held."""
+    """Return the peak memory of a running ``process`` in MB. getrusage would start from the peak of its parent."""
     status = Path(f"/proc/{process}/status").read_text()
     return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)

@@ -1,15 +1,16 @@
-"""How time and memory grow with the number of images scored, image size, channels and the size of a data set."""
+"""Measure how time and memory grow with the number of scored images, image size, channels and size of the data set."""
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
-from benchmarks.measurements import Measurement, Suite, made_up, zipped
+from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete, numbered
+from benchmarks.measurements import Measurement, Suite, memory, write_random_images, zipped
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
@@ -22,8 +23,8 @@ from gan.training.gan_step import train_step
 from gan.utils.settings import DataConfig
 
 
-class _Noise:
-    """Random images by index; nothing of them is kept."""
+class _RandomImages:
+    """Random images by index, made when they are read."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -37,14 +38,14 @@ class _Noise:
 
 
 def score(count: int) -> Case:
-    """``count`` images from pixels to numbers, with efficientnet-lite0, under ``paper``'s recipe for so many."""
+    """Score ``count`` images from pixels to numbers, with efficientnet-lite0 under the protocol ``paper``."""
     from benchmarks.scoring import paper_of
 
     extractor = load_extractor("efficientnet-lite0")
-    real = extract(_Noise(100), extractor, use_cache=False, show_progress=False)
+    real = extract(_RandomImages(100), extractor, keep=False, shown=False)
 
     def case() -> float:
-        features = extract(_Noise(count), extractor, use_cache=False, show_progress=False)
+        features = extract(_RandomImages(count), extractor, keep=False, shown=False)
         assert features is not None
         return float(measure(features, Reference(real), paper_of(count))["pooled"]["fid"])
 
@@ -52,122 +53,106 @@ def score(count: int) -> Case:
 
 
 def step(size: int, channels: int) -> Case:
-    """A training step of MSNGAN at an image size and a width of both networks."""
+    """Take a training step of MSNGAN with images of ``size`` and ``channels`` in both networks."""
     overrides = [
         f"data.image_size={size}", f"model.generator.channels={channels}", f"model.discriminator.channels={channels}",
         "training.precision=fp32", "training.batch_size=16", "evaluation.every=0",
     ]  # fmt: skip
     state, stream, context = prepare(load_config(ROOT / "configs" / "digits_msngan.yaml", overrides))
-    done = 0
-
-    def case() -> float:
-        nonlocal done
-        done += 1
-        return float(train_step(state, stream, done, context)["d_loss"])
-
-    return case
+    return numbered(lambda number: float(train_step(state, stream, number, context)["d_loss"]))
 
 
 def start(path: str) -> Case:
-    """What a run does before its first step: the archive opened, named by its content, decoded or found in the cache."""
+    """Do what precedes a run's first step: open the archive, compute its fingerprint, decode it or read the cache."""
 
     def case() -> dict[str, Any]:
         data = DataConfig(name="folder", path=path)
         images = load_images(data)
         pixels = images.to_memory(lambda items, _total, _what: items, data.workers)
-        return {
-            "images": len(pixels),
-            "fingerprint": images.fingerprint,
-            "sha256": hashlib.sha256(pixels.numpy().data).hexdigest(),
-        }
+        sha256 = hashlib.sha256(pixels.numpy().data).hexdigest()
+        return {"images": len(pixels), "fingerprint": images.fingerprint, "sha256": sha256}
 
     return case
 
 
 def stream(path: str) -> Case:
-    """20 batches of a folder that is not held in memory."""
+    """Read 20 batches of a folder that is not kept in memory."""
     overrides = ["data.name=folder", f"data.path={path}", "data.memory_gb=0"]
     config = load_config(ROOT / "configs" / "cifar10_msngan.yaml", overrides)
     images = load_images(config.data)
     config = resolve(config, images.channels, torch.device("cpu"))
-    share = BatchShard.of(config, rank=0, processes=1)
-    batches = BatchStream(images, None, config=config, share=share, device=torch.device("cpu"))
-    update = 0
+    shard = BatchShard.of(config, rank=0, processes=1)
+    batches = BatchStream(images, None, config=config, share=shard, device=torch.device("cpu"))
 
-    def case() -> int:
-        nonlocal update
-        for _ in range(20):
+    def case(number: int) -> None:
+        for update in range(20 * number, 20 * number + 20):
             batches.batch(update)
-            update += 1
-        return update
 
-    return case
+    return numbered(case)
 
 
 def lines(suite: Suite) -> list[Measurement]:
-    """Part 7. A ratio near 1 says that twice the work takes twice the time."""
-    found = []
+    """Return the speed for each unit of work: a speed-up near 1 says that twice the work takes twice the time."""
     counts = [60, 120] if suite.quick else [1000, 2000, 4000, 8000]
-    timings = compete(
-        {f"{n:,} images": Candidate("benchmarks.growth:score", {"count": n}) for n in counts},
-        rounds=1,
-        warm_up=0,
-    )
-    for small, large in pairwise(counts):
-        low, high = timings[f"{small:,} images"], timings[f"{large:,} images"]
-        found.append(_growth("scoring", f"{large:,} images", high, large, f"{small:,}", low, small))
     sizes = (32, 64) if suite.quick else (32, 64, 128)
-    for what, cases, size in (
-        ("training step, image size", [{"size": s, "channels": 32} for s in sizes], lambda c: c["size"] ** 2),
-        ("training step, channels", [{"size": 32, "channels": c} for c in sizes], lambda c: c["channels"] ** 2),
+    timings = compete({f"{n:,}": Candidate("benchmarks.growth:score", {"count": n}) for n in counts}, rounds=1, warm_up=0)
+    found = _growth("scoring, images", timings, counts, lambda count: count)
+    for what, vary in (
+        ("image size", lambda s: {"size": s, "channels": 32}),
+        ("channels", lambda c: {"size": 32, "channels": c}),
     ):
-        key = "size" if "size" in what else "channels"
-        timings = compete({str(c[key]): Candidate("benchmarks.growth:step", c) for c in cases}, rounds=suite.rounds(2, 5))
-        for before, after in pairwise(cases):
-            a, b = timings[str(after[key])], timings[str(before[key])]
-            found.append(_growth(what, str(after[key]), a, size(after), str(before[key]), b, size(before)))
-    return found + _data_sets(suite)
+        candidates = {f"{value:,}": Candidate("benchmarks.growth:step", vary(value)) for value in sizes}
+        timings = compete(candidates, rounds=suite.rounds(2, 5))
+        found += _growth(f"training step, {what}", timings, sizes, lambda value: value**2)
+    return [*found, _start_up(suite), _streaming(suite)]
 
 
-def _growth(what: str, large: str, high: Any, work: float, small: str, low: Any, less: float) -> Measurement:
-    """How fast the larger one is for each unit of its work, against the smaller one."""
-    ratio = (low.median / less) / (high.median / work)
-    memory = f"{high.peak_mb:,.0f} MB against {low.peak_mb:,.0f}"
-    return Measurement(f"{what}: speed for the work", large, small, ratio, (high.median, low.median), memory, "1 or above")
+def _growth(what: str, timings: Mapping[str, Timing], sizes: Sequence[int], work: Callable[[int], int]) -> list[Measurement]:
+    """Return the speed for each unit of work of each size against the size before it."""
+    found = []
+    for less, more in pairwise(sizes):
+        small, large = timings[f"{less:,}"], timings[f"{more:,}"]
+        speed_up = (small.median / work(less)) / (large.median / work(more))
+        medians = large.median, small.median
+        check = memory(large, small)
+        found.append(Measurement(f"{what}: speed for the work", f"{more:,}", f"{less:,}", speed_up, medians, check, "1 or above"))
+    return found
 
 
-def _data_sets(suite: Suite) -> list[Measurement]:
-    """Start-up from an archive, the first time and again; memory for folders of two sizes that are streamed."""
-    large, archive, count = suite.folder(), suite.archive(), 50_000
-    if suite.quick:
-        large, count = suite.place / "large", 5000
-        made_up(large, count)
-        archive = zipped(large, suite.place / "large.zip")
-    first: list[Timing] = []
-    again: list[Timing] = []
+def _large_folder(suite: Suite) -> tuple[Path, int]:
+    """Return a folder of images and their number."""
+    if not suite.quick:
+        return suite.folder(), 50_000
+    folder = suite.place / "large"
+    if not folder.exists():
+        write_random_images(folder, 5000)
+    return folder, 5000
+
+
+def _start_up(suite: Suite) -> Measurement:
+    """Compare the second start-up from an archive, which reads the pixel cache, with the first."""
+    archive = zipped(_large_folder(suite)[0], suite.place / "large.zip") if suite.quick else suite.archive()
+    timings = {"the first time": Timing(), "again": Timing()}
     for attempt in range(suite.rounds(1, 3)):
         os.environ["MSNGAN_CACHE"] = str(suite.place / f"pixels-{attempt}")
-        # One after the other: the second must find what the first has kept.
-        for times in (first, again):
-            timing = compete({"x": Candidate("benchmarks.growth:start", {"path": str(archive)})}, rounds=1, warm_up=0)["x"]
-            times.append(timing)
-    seconds = [float(np.median([t.median for t in times])) for times in (first, again)]
-    assert first[0].value == again[0].value
-    check = f"the same {first[0].value['images']:,} images"
-    found = [
-        Measurement("start-up from an archive", "again", "the first time", seconds[0] / seconds[1], (seconds[1], seconds[0]),
-             check, "≤ 1 s, ≤ 10 s")
-    ]  # fmt: skip
-    small = suite.place / "small"
-    made_up(small, count // 10)
-    timings = compete(
-        {str(folder): Candidate("benchmarks.growth:stream", {"path": str(folder)}) for folder in (large, small)},
-        rounds=suite.rounds(1, 3),
-    )
-    a, b = timings[str(large)], timings[str(small)]
-    memory = f"{a.peak_mb:,.0f} MB against {b.peak_mb:,.0f}"
-    found.append(
-        Measurement("20 batches of a streamed folder", "all files", f"{count // 10:,} files", b.median / a.median,
-             (a.median, b.median), memory, "1 or above")
-    )  # fmt: skip
-    return found
+        for timing in timings.values():  # in this order: the second finds the cache that the first has written
+            candidate = Candidate("benchmarks.growth:start", {"path": str(archive)})
+            done = compete({"start": candidate}, rounds=1, warm_up=0)["start"]
+            timing.seconds += done.seconds
+            timing.value = done.value
+    first, again = timings.values()
+    assert first.value == again.value
+    check = f"the same {first.value['images']:,} images"
+    return Measurement.of("start-up from an archive", timings, "again", "the first time", check, "≤ 1 s, ≤ 10 s")
+
+
+def _streaming(suite: Suite) -> Measurement:
+    """Compare streaming from a folder of all files with streaming from one of a tenth as many."""
+    large, count = _large_folder(suite)
+    small, fewer = suite.place / "small", f"{count // 10:,} files"
+    write_random_images(small, count // 10)
+    folders = {"all files": large, fewer: small}
+    candidates = {name: Candidate("benchmarks.growth:stream", {"path": str(folder)}) for name, folder in folders.items()}
+    timings = compete(candidates, rounds=suite.rounds(1, 3))
+    check = memory(timings["all files"], timings[fewer])
+    return Measurement.of("20 batches of a streamed folder", timings, "all files", fewer, check, "1 or above")

@@ -1,5 +1,6 @@
-"""The paper's own claim: a discriminator's training step under BN, SN and MSN, and where its time goes."""
+"""Measure the paper's claim of speed: a discriminator's training step under BN, SN and MSN, and where its time goes."""
 
+import time
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ NAMES = {"batch": "BN", "spectral": "SN", "mean_spectral": "MSN", "naive": "MSN,
 
 
 def build(norm: str) -> nn.Module:
-    """The paper's discriminator; ``naive`` is MSN as Eq. 7 reads, a pass over each output."""
+    """Return the paper's discriminator. ``naive`` is MSN as Eq. 7 is written, with a pass over each output."""
     torch.manual_seed(0)
     if norm != "naive":
         return discriminator_like(norm)
@@ -36,7 +37,7 @@ def build(norm: str) -> nn.Module:
 
 
 def training_step(norm: str, precision: str, batch: int = 64) -> Case:
-    """A D update on real and fake images apart: power iteration, forward, backward, Adam."""
+    """Take a D update on separate batches of real and fake images: power iteration, forward, backward, Adam."""
     network = build(norm)
     optimizer = torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999), fused=True)
     real, fake = (torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last) for _ in range(2))
@@ -55,8 +56,10 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
 
 
 def agreement() -> float:
-    """The largest relative difference between MSN's gradients and those of its definition, word for word. In float64: in
-    float32 the last bit decides now and then on which side of LeakyReLU's kink a value falls."""
+    """Return the largest relative difference between the gradients of MSN and of its definition, both in float64.
+
+    In float32 the last bit sometimes decides on which side of LeakyReLU's kink a value falls.
+    """
     torch.manual_seed(1)
     x, upstream = torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
     gradients = []
@@ -67,39 +70,34 @@ def agreement() -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*gradients, strict=True))
 
 
-GROUPS = {
-    "convolutions, forward": ("convolution",),
+GROUPS = {  # the first group with a part of an operation's name has that operation
     "convolutions, backward": ("convolution_backward",),
+    "convolutions, forward": ("convolution",),
     "batch norm": ("batch_norm",),
     "activations": ("leaky_relu",),
     "optimiser": ("adam",),
     "dense": ("addmm", "::mm", "linear"),
 }
+OTHER = "means, sums, corrections and other passes"
 
 
-def shares(norm: str, precision: str, repeats: int = 5) -> dict[str, float]:
-    """Milliseconds of a step by group of operations, measured by torch's profiler; the rest under its largest parts."""
-    case = training_step(norm, precision)
+def milliseconds(norm: str, repeats: int = 5) -> dict[str, float]:
+    """Return the milliseconds of a float32 step by group of operations, from torch's profiler."""
+    case = training_step(norm, "fp32")
     case()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):
             case()
-    result = dict.fromkeys([*GROUPS, "means, sums, corrections and other passes"], 0.0)
-    for event in found.key_averages():
-        name = event.key
-        if not name.startswith("aten::"):
-            continue
-        group = next((g for g, parts in GROUPS.items() if any(part in name for part in parts)), None)
-        if "convolution_backward" in name:
-            group = "convolutions, backward"
-        result[group or "means, sums, corrections and other passes"] += event.self_cpu_time_total / 1000 / repeats
-    return result
+    found = dict.fromkeys([*GROUPS, OTHER], 0.0)
+    for event in profiler.key_averages():
+        if event.key.startswith("aten::"):
+            group = next((group for group, parts in GROUPS.items() if any(part in event.key for part in parts)), OTHER)
+            found[group] += event.self_cpu_time_total / 1000 / repeats
+    return found
 
 
 def bandwidth() -> float:
-    """Bytes a second of a copy much larger than the caches, read and written."""
-    import time
-
+    """Return the bytes a second, read and written, of a copy much larger than the caches."""
     source = torch.randn(64, 1024, 1024)
     target = torch.empty_like(source)
     times = []
@@ -111,10 +109,12 @@ def bandwidth() -> float:
 
 
 def bound(norm: str, rate: float, width: int = 4, batch: int = 64) -> float:
-    """Milliseconds that the passes over activations which ``norm`` adds to a convolution need at ``rate`` bytes a second,
-    in a step with two batches: BN reads its input twice and writes it, reads it and its gradient twice and writes that;
-    MSN averages its input; in the backward pass it reads and writes the gradient of its input, or, where that is
-    larger, reads the gradient of its output twice and writes it once."""
+    """Return the milliseconds of the memory passes that ``norm`` adds to the convolutions at ``rate`` bytes a second.
+
+    A step has two batches. BN reads its input twice and writes it; backward it reads the input and its gradient twice and
+    writes one. MSN averages its input; backward it reads and writes the gradient of its input or, where that is larger,
+    reads the gradient of its output twice and writes it once.
+    """
     passes = 0.0
     for before, after, shrink in _SIZES:
         x, y = before, after
@@ -126,23 +126,17 @@ def bound(norm: str, rate: float, width: int = 4, batch: int = 64) -> float:
 
 
 def profiles() -> str:
-    """A table: milliseconds of a D step by group of operations for each norm, and what bandwidth alone would ask."""
+    """Return a table of the milliseconds of a D step by group of operations and norm, and of the bound by bandwidth."""
     rate = bandwidth()
-    rows = [
-        f"a copy moves {rate / 1e9:.1f} GB/s",
-        "",
-        "| | " + " | ".join(NAMES.values()) + " |",
-        "|---" * (len(NAMES) + 1) + "|",
-    ]
-    found = {norm: shares(norm, "fp32") for norm in NAMES}
-    for group in next(iter(found.values())):
-        rows.append(f"| {group} | " + " | ".join(f"{found[norm][group]:.1f}" for norm in NAMES) + " |")
-    rows.append("| all | " + " | ".join(f"{sum(found[norm].values()):.1f}" for norm in NAMES) + " |")
-    rows.append("| passes of the norm at that bandwidth | " + " | ".join(f"{bound(norm, rate):.1f}" for norm in NAMES) + " |")
-    return "\n".join(rows)
+    found = {norm: milliseconds(norm) for norm in NAMES}
+    rows = {group: [found[norm][group] for norm in NAMES] for group in [*GROUPS, OTHER]}
+    rows["all"] = [sum(found[norm].values()) for norm in NAMES]
+    rows["passes of the norm at that bandwidth"] = [bound(norm, rate) for norm in NAMES]
+    head = [f"a copy moves {rate / 1e9:.1f} GB/s", "", f"| | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 1) + "|"]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(f'{value:.1f}' for value in row)} |" for name, row in rows.items())])
 
 
-# Values of an image before and after each convolution, and whether it halves the side.
+# Number of values of an image before and after each convolution, and whether the convolution halves the side.
 _SIZES = [
     (3 * 1024, 64 * 1024, False), (64 * 1024, 64 * 256, True), (64 * 256, 128 * 256, False), (128 * 256, 128 * 64, True),
     (128 * 64, 256 * 64, False), (256 * 64, 256 * 16, True), (256 * 16, 512 * 16, False),
@@ -150,36 +144,29 @@ _SIZES = [
 
 
 def lines(suite: Suite) -> list[Measurement]:
-    """Part 3: BN, SN, MSN and MSN word for word."""
+    """Return the speed-ups of SN and MSN over BN, of MSN over SN and over MSN word for word; then those of the classifiers."""
     difference = agreement()
     assert difference <= 1e-9, difference
+    pairs = [
+        ("SN", "BN", "", "the paper: 1.27"), ("MSN", "BN", "≥ 1", "the paper: 1.16"), ("MSN", "SN", "≥ 0.97", ""),
+        ("MSN", NAMES["naive"], "", f"gradients equal to {difference:.0e}"),
+    ]  # fmt: skip
     found = []
     precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
     for name, precision in precisions.items():
-        contestants = {
+        candidates = {
             text: Candidate("benchmarks.norms:training_step", {"norm": norm, "precision": precision})
             for norm, text in NAMES.items()
         }
-        timings = compete(contestants, rounds=suite.rounds(4, 40))
-        for a, b, goal in (("SN", "BN", ""), ("MSN", "BN", "≥ 1"), ("MSN", "SN", "≥ 0.97"), ("MSN", NAMES["naive"], "")):
-            check = "the paper: 1.27" if (a, b) == ("SN", "BN") else "the paper: 1.16" if b == "BN" else ""
-            if b == NAMES["naive"]:
-                check = f"gradients equal to {difference:.0e}"
-            found.append(Measurement.of(f"D's training step, {name}", a, timings[a], b, timings[b], check=check, goal=goal))
-    return found + classifiers(suite)
-
-
-def classifiers(suite: Suite) -> list[Measurement]:
-    """The same claim for the paper's classifiers."""
-    found = []
+        timings = compete(candidates, rounds=suite.rounds(4, 40))
+        found += [Measurement.of(f"D's training step, {name}", timings, a, b, check, goal) for a, b, goal, check in pairs]
     for model in BUILDERS:
-        contestants = {
+        candidates = {
             NAMES[norm]: Candidate("study.speed:training_step", {"model": model, "norm": norm, "batch": suite.batch})
             for norm in ("batch", "spectral", "mean_spectral")
         }
         units = 1 if model == "densenet_bc" else suite.rounds(5, 10)
-        timings = compete(contestants, rounds=suite.rounds(1, 15), units=units)
-        for a, paper in (("SN", "1.27"), ("MSN", "1.16")):
-            what = suite.sized(f"training step of {MODEL_NAMES[model]}, float32")
-            found.append(Measurement.of(what, a, timings[a], "BN", timings["BN"], check=f"the paper: {paper}"))
+        timings = compete(candidates, rounds=suite.rounds(1, 15), units=units)
+        what = suite.sized(f"training step of {MODEL_NAMES[model]}, float32")
+        found += [Measurement.of(what, timings, a, "BN", f"the paper: {ratio}") for a, ratio in (("SN", "1.27"), ("MSN", "1.16"))]
     return found

@@ -1,7 +1,7 @@
-"""The training loop that a user would write today with torch and torchvision alone: what ours is measured against.
+"""The baseline of the benchmarks: the training loop that a user would write with torch and torchvision alone.
 
-Written for clarity and by the book (torch's DCGAN tutorial, with spectral norm as torch.nn.utils.parametrizations has
-it): float32, default layouts, default Adam, a DataLoader with torchvision's transforms.
+It follows torch's DCGAN tutorial, with spectral norm from torch.nn.utils.parametrizations: float32, default layouts, default
+Adam, a DataLoader with torchvision's transforms.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LATENT = 128
 
 
 class NaiveMeanSpectralNorm(nn.Module):
-    """Eq. 7 of the MSN paper word for word, as a module after a convolution."""
+    """Eq. 7 of the MSN paper as it is written, as a module after a convolution."""
 
     def __init__(self, channels: int, momentum: float = 0.1) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def discriminator(norm: str) -> nn.Sequential:
 
 
 def initialise(network: nn.Module) -> nn.Module:
-    """N(0, 0.02) weights as DCGAN has them; before the parametrisation reads them, they are under ``original``."""
+    """Draw weights from N(0, 0.02) as in DCGAN. A parametrised weight is stored as ``original``."""
     for name, parameter in network.named_parameters():
         if name.endswith(("weight.original", "weight")) and parameter.dim() > 1:
             nn.init.normal_(parameter, 0, 0.02)
@@ -66,7 +66,7 @@ def initialise(network: nn.Module) -> nn.Module:
 
 
 def batches(folder: Path, batch: int) -> Iterator[Tensor]:
-    """Batches of the images in class folders, for ever, as a DataLoader with two workers gives them."""
+    """Yield batches of the images in class folders without end, from a DataLoader with two workers."""
     prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
     loader = DataLoader(datasets.ImageFolder(str(folder), prepare), batch, shuffle=True, num_workers=2, drop_last=True)
     while True:
@@ -83,7 +83,7 @@ def g_loss(network: nn.Module, fake: Tensor) -> Tensor:
 
 
 class Loop:
-    """Two networks, their optimisers, and a step."""
+    """Both networks, their optimisers and a training step."""
 
     def __init__(self, norm: str, folder: Path, batch: int) -> None:
         self.generator, self.discriminator = initialise(generator()), initialise(discriminator(norm))

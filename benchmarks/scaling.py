@@ -1,4 +1,4 @@
-"""What a step costs, counted, and what that would take on GPUs: the tables of docs/scaling.md."""
+"""Count the cost of a training step and estimate its time on GPUs: the tables of docs/scaling.md."""
 
 import math
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifa
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step, counted at a batch."""
+    """The counted cost of one step."""
 
-    flops: float  # of convolutions and products of matrices
-    bytes: float  # read and written by all operations, if each reads its inputs from memory and writes its output there
-    operations: int  # that a GPU would be sent, one kernel each at the least
+    flops: float  # of convolutions and matrix products
+    bytes: float  # moved if every operation reads its inputs from memory and writes its outputs there
+    operations: int  # each at least one GPU kernel
     gradients: int  # bytes of both networks' gradients in float32
-    collectives: int  # all-reduces in a step of several processes
+    collectives: int  # all-reduces of a step under several processes
 
 
 class _Count(TorchDispatchMode):
-    """Adds up what every operation computes and moves; also those of the backward passes, however often differentiated."""
+    """Add up the FLOPs and bytes of every operation, those of first and second backward passes included."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class _Count(TorchDispatchMode):
 
 
 def count(name: str, batch: int) -> Cost:
-    """The cost of a step of ``configs/NAME.yaml`` at full size and ``batch``, in float32; data made up."""
+    """Return the cost of a float32 step of ``configs/NAME.yaml`` at full size and ``batch``, on the embedded digits."""
     overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
     config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
     state, stream, context = prepare(config, cpu=True)
-    train_step(state, stream, 0, context)  # the optimisers make their state
+    train_step(state, stream, 0, context)  # creates the state of the optimisers
     with _Count() as found:
         train_step(state, stream, 1, context)
     gradients = sum(4 * p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
@@ -62,12 +62,12 @@ def count(name: str, batch: int) -> Cost:
 
 
 def _collectives(config: Any) -> int:
-    """All-reduces of a step: one for each network's gradients, and for each normalised layer one a pass forward and one
-    backward, where its norm mixes images."""
+    """Return the all-reduces of a step: one an update for gradients; one a normalised layer and pass, forward and backward, where
+    the norm mixes images."""
     d_passes = config.training.d_steps * (2 if config.training.d_batches == "separate" else 1) + 1
     total = config.training.d_steps + 1  # gradients
     if config.model.generator.norm == "batch":
-        total += 4 * 3  # fakes for D without a gradient, images for D's verdict with one
+        total += 4 * 3  # a pass without a gradient for D's update, one with a gradient for G's
     if config.mixes_images:
         total += 7 * 2 * d_passes
     return total
@@ -75,14 +75,14 @@ def _collectives(config: Any) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """A GPU and its links, by their makers' figures; what is reached of them is a guess, said in the page."""
+    """A GPU and its links, by the makers' figures. docs/scaling.md says which share of them is assumed."""
 
     name: str
     flops: float  # a second, bf16
     bandwidth: float  # bytes a second of its memory
-    launch: float  # seconds for an operation that does nothing
+    launch: float  # seconds of an empty operation
     link: float  # bytes a second between GPUs, each way
-    latency: float  # seconds of an all-reduce of nothing between two
+    latency: float  # seconds of an empty all-reduce between two GPUs
 
 
 H200_NODE = Machine("H200, NVLink", 989e12, 4.8e12, 5e-6, 450e9, 15e-6)
@@ -90,7 +90,7 @@ H200_NETWORK = Machine("H200, 400 Gb/s network", 989e12, 4.8e12, 5e-6, 50e9, 30e
 
 
 def seconds(cost: Cost, machine: Machine, gpus: int, share: float, efficiency: float = 0.3) -> tuple[float, float]:
-    """Computing and communicating in one step, with ``share`` of the counted batch on each of ``gpus``.
+    """Return the seconds of computing and of communicating in a step, with ``share`` of the counted batch on each of ``gpus``.
 
     compute = max(operations x launch, share x (flops / (efficiency x peak) + bytes / (2 x bandwidth))): bf16 halves the
     bytes. communicate = gradients x 2 (n - 1) / n / link + collectives x latency x log2 n (Thakur et al. 2005).
@@ -104,7 +104,7 @@ def seconds(cost: Cost, machine: Machine, gpus: int, share: float, efficiency: f
 
 
 def tables(batch: int = 64) -> str:
-    """Counted costs, and expected times, as Markdown."""
+    """Return the counted costs and expected times as Markdown."""
     rows = [f"| batch {batch} | GFLOP | GB moved | operations | gradients, MB | all-reduces |", "|---|---|---|---|---|---|"]
     costs = {name: count(config, batch) for name, config in CONFIGS.items()}
     for name, cost in costs.items():

@@ -1,4 +1,4 @@
-"""A training step, ours against a plain loop, against the arithmetic alone, and with and without the allocator's setting."""
+"""Measure a training step against a plain loop, against its arithmetic alone, and without the allocator's setting."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.alternating import Candidate, Case, compete
+from benchmarks.alternating import ROOT, Candidate, Case, compete, numbered
 from benchmarks.measurements import Measurement, Suite
 from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
@@ -24,11 +24,10 @@ from gan.utils.distributed import make_accelerator
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
 SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStream, GanContext]:
-    """A run with ``config`` about to take its first step, all its images in memory and nothing written."""
+    """Return the state, batches and context of a run with ``config`` before its first step. Nothing is written."""
     accelerator = make_accelerator(cpu)
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
@@ -39,33 +38,33 @@ def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStr
 
 
 def ours(norm: str, precision: str, images: str, batch: int = 64) -> Case:
-    """One step of a run of configs/cifar10_*.yaml, the watch for numbers that are not finite included."""
+    """Take a step of a run of configs/cifar10_*.yaml, with the check for numbers that are not finite."""
     overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
     state, stream, context = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
-    health, step = DivergenceMonitor(context.device, context.config.health.max_grad_norm), 0
+    monitor = DivergenceMonitor(context.device, context.config.health.max_grad_norm)
 
-    def case() -> float:
-        nonlocal step
-        metrics = train_step(state, stream, step, context)
-        step += 1
-        health.note(step, metrics)
+    def case(number: int) -> float:
+        metrics = train_step(state, stream, number, context)
+        monitor.note(number + 1, metrics)
         return float(metrics["d_loss"])
 
-    return case
+    return numbered(case)
 
 
 def plain_loop(norm: str, images: str, batch: int = 64) -> Case:
-    """One step of plain.py."""
+    """Take a step of plain.py."""
     torch.manual_seed(0)
     return plain.Loop(norm, Path(images), batch).step
 
 
 def bare(norm: str, precision: str, batch: int = 64) -> Case:
-    """The convolutions and dense layers of one step, forward and backward, and nothing else: in our layout and dtype, with
-    no gradient that the step does not need."""
+    """Compute only the convolutions and dense layers of a step, forward and backward, in our layout and dtype.
+
+    Gradients that the step does not need are left out.
+    """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     g, d = generator_like(), discriminator_like("none")
-    joint = [2 * batch] if norm == "spectral" else [batch, batch]  # as D sees real and fake images
+    joint = [2 * batch] if norm == "spectral" else [batch, batch]  # D's batches of real and fake images
     calls = [*_calls(g, (batch, plain.LATENT), dtype, backward=None)]  # fakes for D
     for count in joint:
         calls += _calls(d, (count, 3, 32, 32), dtype, backward=(False, True))
@@ -91,7 +90,7 @@ def discriminator_like(norm: str) -> nn.Module:
 
 
 def _calls(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, backward: tuple[bool, bool] | None) -> list[Any]:
-    """A call for each layer with a weight: its forward pass, and its backward pass for (the network's input, the weights)."""
+    """Return a call a weighted layer: its forward pass, and its backward pass for (the network's input, the weights)."""
     found: list[tuple[nn.Module, Tensor, Tensor]] = []
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: found.append((layer, inputs[0], output)))
@@ -133,7 +132,7 @@ def _call(layer: Any, x: Tensor, output: Tensor, dtype: torch.dtype, backward: t
 
 
 def agreement(norm: str, batch: int = 64) -> float:
-    """The largest relative difference between our losses in float32 and the plain loop's: same weights, same images."""
+    """Return the largest relative difference between our float32 losses and the plain loop's, of the same weights and images."""
     torch.manual_seed(0)
     theirs_g, theirs_d = plain.initialise(plain.generator()), plain.initialise(plain.discriminator(norm))
     ours_g, ours_d = generator_like(), discriminator_like(norm)
@@ -145,7 +144,7 @@ def agreement(norm: str, batch: int = 64) -> float:
                 if b.bias is not None and a.bias is not None:
                     b.bias.copy_(a.bias)
     with torch.no_grad():
-        # Until both power iterations have converged to the same sigma; torch's takes one at each look at a weight.
+        # Both power iterations converge to the same sigma. torch's does one iteration on each access of a weight.
         for module in ours_d.modules():
             if isinstance(module, SpectralNorm):
                 module.power_iteration(500)
@@ -161,54 +160,46 @@ def agreement(norm: str, batch: int = 64) -> float:
 
 
 def _weighted(network: nn.Module) -> list[Any]:
-    """Layers with a weight, without BatchNorm, in the order of the data."""
+    """Return convolutions and dense layers in the order of the forward pass."""
     return [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
 
 
 def lines(suite: Suite) -> list[Measurement]:
-    """Parts 1, 2 and 5: a step against the plain loop, the arithmetic, and itself without the allocator's setting."""
-    auto = "bf16" if computes_in_bf16(torch.device("cpu")) else "fp32"
+    """Return the speed-ups of a step over the plain loop and the system's allocator, and its share of arithmetic."""
     found = []
     for norm, short in SHORT.items():
-        images, archive = str(suite.folder()), str(suite.archive())
-        plain_name = "plain loop (torch, DataLoader, float32)"
-        common = {"norm": norm, "batch": suite.batch}
-
-        def step_of(precision: str, keep_blocks: bool = True, common: Any = common, archive: str = archive) -> Candidate:
-            return Candidate("benchmarks.steps:ours", {**common, "precision": precision, "images": archive}, keep_blocks)
-
-        def arithmetic_of(precision: str, common: Any = common) -> Candidate:
-            return Candidate("benchmarks.steps:bare", {**common, "precision": precision})
-
-        contestants = {
-            plain_name: Candidate("benchmarks.steps:plain_loop", {**common, "images": images}, keep_blocks=False),
-            "ours, float32": step_of("fp32"),
-            "ours, float32, system allocator": step_of("fp32", keep_blocks=False),
-            "arithmetic alone, float32": arithmetic_of("fp32"),
-        }
-        if auto == "bf16":
-            contestants |= {"ours, bf16": step_of("bf16"), "arithmetic alone, bf16": arithmetic_of("bf16")}
-        timings = compete(contestants, rounds=suite.rounds(2, 15))
         difference = agreement(norm)
-        check = f"losses equal to {difference:.0e} at the same weights and images"
         assert difference <= 1e-5, (norm, difference)
-
-        def line(what: str, a: str, b: str, check: str, goal: str, short: str = short, timings: Any = timings) -> Measurement:
-            return Measurement.of(suite.sized(f"{what}, {short}"), a, timings[a], b, timings[b], check=check, goal=goal)
-
-        found.append(line("training step", "ours, float32", plain_name, check, "≥ 1.3"))
-        if auto == "bf16":
-            found.append(line("training step, auto", "ours, bf16", plain_name, check, "≥ 2.0"))
-        for precision in ("float32", "bf16") if auto == "bf16" else ("float32",):
-            a, b = f"arithmetic alone, {precision}", f"ours, {precision}"
-            found.append(line(f"share of arithmetic, {precision}", b, a, "same shapes, layout and dtype", "≥ 0.87"))
-        found.append(
-            line(
-                "allocator alone",
-                "ours, float32",
-                "ours, float32, system allocator",
-                " and ".join(f"{timings[name].peak_mb:,.0f} MB" for name in list(contestants)[1:3]),
-                "",
-            )
-        )
+        found += _lines(suite, norm, short, f"losses equal to {difference:.0e} at the same weights and images")
     return found
+
+
+def _lines(suite: Suite, norm: str, short: str, equal: str) -> list[Measurement]:
+    common = {"norm": norm, "batch": suite.batch}
+    precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
+
+    def step_of(precision: str, keep_blocks: bool = True) -> Candidate:
+        settings = {**common, "precision": precision, "images": str(suite.archive())}
+        return Candidate("benchmarks.steps:ours", settings, keep_blocks)
+
+    plain_loop, system = "plain loop (torch, DataLoader, float32)", "ours, float32, system allocator"
+    candidates = {
+        plain_loop: Candidate("benchmarks.steps:plain_loop", {**common, "images": str(suite.folder())}, keep_blocks=False),
+        system: step_of("fp32", keep_blocks=False),
+    }
+    for name, precision in precisions.items():
+        candidates[f"ours, {name}"] = step_of(precision)
+        candidates[f"arithmetic alone, {name}"] = Candidate("benchmarks.steps:bare", {**common, "precision": precision})
+    timings = compete(candidates, rounds=suite.rounds(2, 15))
+
+    def line(what: str, fast: str, slow: str, check: str, goal: str) -> Measurement:
+        return Measurement.of(suite.sized(f"{what}, {short}"), timings, fast, slow, check, goal)
+
+    found = [line("training step", "ours, float32", plain_loop, equal, "≥ 1.3")]
+    if "bf16" in precisions:
+        found.append(line("training step, auto", "ours, bf16", plain_loop, equal, "≥ 2.0"))
+    for name in precisions:
+        what, same = f"share of arithmetic, {name}", "same shapes, layout and dtype"
+        found.append(line(what, f"ours, {name}", f"arithmetic alone, {name}", same, "≥ 0.87"))
+    peaks = " and ".join(f"{timings[name].peak_mb:,.0f} MB" for name in ("ours, float32", system))
+    return [*found, line("allocator alone", "ours, float32", system, peaks, "")]

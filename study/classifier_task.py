@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gan.data.datasets import BatchStream, ImageDataset
+from gan.data.datasets import ImageDataset
+from gan.data.stream import BatchStream
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import writing_to
 from gan.runs.loggers import Tracker

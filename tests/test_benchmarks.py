@@ -8,7 +8,7 @@ import pytest
 from benchmarks import norms, scaling, steps
 from benchmarks.__main__ import MARKS, main
 from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
-from benchmarks.measurements import Measurement, made_up
+from benchmarks.measurements import Measurement, write_random_images
 from gan.utils import cli
 
 HERE = "tests.test_benchmarks"
@@ -34,10 +34,10 @@ def failing() -> Case:
 
 
 @pytest.mark.slow
-def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -> None:
+def test_candidates_take_turns_and_their_own_time_is_measured(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    contestants = {str(s): Candidate(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
-    timings = compete(contestants, rounds=3, units=2, warm_up=1)
+    candidates = {str(s): Candidate(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
+    timings = compete(candidates, rounds=3, units=2, warm_up=1)
     assert log.read_text().split() == ["0.01", "0.05"] + 3 * ["0.01", "0.01", "0.05", "0.05"]
     for seconds in (0.01, 0.05):
         timing = timings[str(seconds)]
@@ -48,14 +48,15 @@ def test_contestants_take_turns_and_their_own_time_is_measured(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_contestant_that_fails_ends_the_contest() -> None:
+def test_a_candidate_that_fails_ends_the_comparison() -> None:
     with pytest.raises(RuntimeError, match="failing failed with exit code 1"):
         compete({"x": Candidate(f"{HERE}:failing")}, rounds=1)
 
 
 def test_a_line_is_a_ratio_of_medians() -> None:
-    line = Measurement.of("work", "ours", Timing([1.0, 2.0, 50.0]), "theirs", Timing([5.0, 6.0, 7.0]), check="equal", goal="≥ 2")
-    assert line.ratio == 3
+    timings = {"ours": Timing([1.0, 2.0, 50.0]), "theirs": Timing([5.0, 6.0, 7.0])}
+    line = Measurement.of("work", timings, "ours", "theirs", check="equal", goal="≥ 2")
+    assert line.speed_up == 3
     assert line.row() == "| work | ours | theirs | 3.00 | ≥ 2 | 2.00 s / 6.00 s | equal |"
 
 
@@ -67,7 +68,7 @@ def test_the_plain_loop_computes_our_losses(norm: str) -> None:
 
 @pytest.mark.slow
 def test_the_plain_loop_and_ours_take_steps(tmp_path: Path) -> None:
-    made_up(tmp_path / "images", 40)
+    write_random_images(tmp_path / "images", 40)
     for case in (
         steps.ours("mean_spectral", "fp32", str(tmp_path / "images"), batch=4),
         steps.plain_loop("mean_spectral", str(tmp_path / "images"), batch=4),
@@ -100,7 +101,10 @@ def test_counted_flops_are_those_of_the_layers() -> None:
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    for words, message in ((["speed"], "speed: no part"), (["--data", "nowhere.zip"], "nowhere.zip: no .zip")):
+    for words, message in (
+        (["speed"], "speed: no such part"),
+        (["--data", "nowhere.zip"], "expected an existing .zip"),
+    ):
         assert cli.run(lambda words=words: main(words)) == 2
         assert message in capsys.readouterr().err
 
