@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.common import BETTER, Capsys, Tiny, cached, empty_cache, nothing_half, pictures, tell
+from tests.study.common import DIGITS, study
+from tests.study.common import TINY as TINY_STUDY
+from tests.study.common import contents as study_contents
 from tests.test_resume import calm, contents
-from tests.test_study import DIGITS, study
-from tests.test_study import TINY as TINY_STUDY
-from tests.test_study import contents as study_contents
 from tests.workers import (
     ENDED,
     in_process,

@@ -17,8 +17,8 @@ import train as program
 from gan.utils import cli
 from tests.conftest import TINY
 from tests.faults.damages import Contents, Damage, contents
-from tests.test_study import DIGITS
-from tests.test_study import TINY as TINY_STUDY
+from tests.study.common import DIGITS
+from tests.study.common import TINY as TINY_STUDY
 
 NEWEST = "checkpoints/step-00000004/"
 
