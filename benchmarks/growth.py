@@ -68,7 +68,7 @@ def start(path: str) -> Case:
     def case() -> dict[str, Any]:
         data = DataConfig(name="folder", path=path)
         images = load_images(data)
-        pixels = images.to_memory(lambda items, _total, _what: items, data.workers)
+        pixels = images.decode_all(lambda items, _total, _what: items, data.workers)
         sha256 = hashlib.sha256(pixels.numpy().data).hexdigest()
         return {"images": len(pixels), "fingerprint": images.fingerprint, "sha256": sha256}
 
@@ -82,7 +82,7 @@ def stream(path: str) -> Case:
     images = load_images(config.data)
     config = resolve(config, images.channels, torch.device("cpu"))
     shard = BatchShard.of(config, rank=0, processes=1)
-    batches = BatchStream(images, None, config=config, share=shard, device=torch.device("cpu"))
+    batches = BatchStream(images, None, config=config, shard=shard, device=torch.device("cpu"))
 
     def case(number: int) -> None:
         for update in range(20 * number, 20 * number + 20):

@@ -32,8 +32,8 @@ def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStr
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
     context = GanContext.of(config, accelerator)
-    memory = images.to_memory(lambda items, _total, _what: items)
-    stream = BatchStream(images, memory, config=config, share=context.shard, device=context.device)
+    memory = images.decode_all(lambda items, _total, _what: items)
+    stream = BatchStream(images, memory, config=config, shard=context.shard, device=context.device)
     return build_state(context), stream, context
 
 

@@ -70,7 +70,7 @@ class ClassifierTask:
         self.context = TrainContext.of(config, accelerator)
         shard, device = self.context.shard, self.context.device
         self.test_pixels = self.context.cache_pixels(self.tested)
-        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, share=shard, device=device)
+        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.network = self.context.to_device(build(config, images))
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(self.network.parameters(), adam.lr, betas=(adam.beta1, adam.beta2), fused=True)
@@ -132,7 +132,7 @@ class ClassifierTask:
         Calls ``check_stop`` before each batch. Raises TrainingDivergedError for a loss that is not finite.
         """
         context, count = self.context, len(self.tested)
-        labels = torch.from_numpy(self.tested.labels.numbers)
+        labels = torch.from_numpy(self.tested.labels.class_indices)
         sums = torch.zeros(2, dtype=torch.float64, device=context.device)  # of losses and of correct answers
         self.network.eval()
         for first in range(0, count, TEST_BATCH * context.accelerator.num_processes):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan.data.datasets import ImageDataset
-from gan.data.sources import Source, image_channels, open_source, part_of
+from gan.data.sources import Source, image_channels, open_source, subset
 from gan.utils import keyed_random
 from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig
@@ -36,8 +36,8 @@ def training_images(data: LabelledDataConfig) -> LabelledDataset:
     channels = image_channels(data, source)
     if data.name == "digits" or (data.name == "folder" and data.test_path is None):  # no test set: hold images out
         kept, taken = _apart(len(source), data.held_out)
-        other: Source = part_of(source, taken)
-        source = part_of(source, kept)
+        other: Source = subset(source, taken)
+        source = subset(source, kept)
     elif data.name == "folder":
         other = open_source(DataConfig(name="folder", path=data.test_path))
     else:
@@ -68,4 +68,4 @@ def _some(source: Source, count: int | None) -> Source:
     """Return ``count`` of the images, the same for every run; all when ``count`` is None or there are no more."""
     if count is None or count >= len(source):
         return source
-    return part_of(source, np.sort(_shuffled(len(source))[:count]))
+    return subset(source, np.sort(_shuffled(len(source))[:count]))

@@ -56,7 +56,7 @@ def zip_of(tmp_path: Path, files: dict[str, bytes]) -> DataConfig:
 
 
 def decoded(images: ImageDataset) -> torch.Tensor:
-    return images.to_memory(lambda items, _total, _what: items)
+    return images.decode_all(lambda items, _total, _what: items)
 
 
 @pytest.mark.parametrize("make", [folder_of, zip_of])
@@ -186,7 +186,7 @@ def test_mnist_files_are_read(tmp_path: Path) -> None:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([2], ">i4").tobytes() + bytes([3, 4]))
     images = load_images(DataConfig(name="mnist", path=str(tmp_path)))
     assert np.array_equal(images.source.images, pixels)
-    assert images.labels.numbers.tolist() == [3, 4]
+    assert images.labels.class_indices.tolist() == [3, 4]
     assert images.labels.classes == tuple("0123456789")
     assert decoded(images).shape == (2, 1, 32, 32)
 
@@ -202,7 +202,7 @@ def test_svhn_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets.SVHN, "split_list", {"test": ["nowhere", file.name, checksum]})
     images = load_images(DataConfig(name="svhn", split="test", path=str(tmp_path)))
     assert torch.equal(decoded(images), torch.from_numpy(pixels.transpose(3, 2, 0, 1).copy()))
-    assert images.labels.numbers.tolist() == [1, 2, 0, 3]  # its file calls the digit 0 ten
+    assert images.labels.class_indices.tolist() == [1, 2, 0, 3]  # its file calls the digit 0 ten
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -222,7 +222,7 @@ def test_cifar_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(kind.meta, "md5", datasets.utils.calculate_md5(base / kind.meta["filename"]))
     images = load_images(DataConfig(name=name, split="test", path=str(tmp_path)))
     assert torch.equal(decoded(images), torch.from_numpy(pixels))
-    assert images.labels.numbers.tolist() == [0, 1, 2]
+    assert images.labels.class_indices.tolist() == [0, 1, 2]
     assert len(images.labels.classes) == int(name.removeprefix("cifar"))
 
 
@@ -246,7 +246,7 @@ def stream(
 ) -> BatchStream:
     config = GanConfig(data=DataConfig(flip=flip, workers=1), training=GanTrainingConfig(batch_size=size))
     share = BatchShard.of(config, rank=rank, processes=processes)
-    return BatchStream(source, decoded(source) if memory else None, config=config, share=share, device=CPU)
+    return BatchStream(source, decoded(source) if memory else None, config=config, shard=share, device=CPU)
 
 
 def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_streamed_and_in_memory_batches_are_the_same_from_any_update(tmp_path: P
 def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -> None:
     config = GanConfig(seed=seed, training=GanTrainingConfig(batch_size=size))
     source = ImageDataset(sources.ArraySource(np.zeros((images, 32, 32), np.uint8), np.zeros(images)), size=32, channels=1)
-    whole = BatchStream(source, None, config=config, share=BatchShard.of(config, rank=0, processes=1), device=CPU)
+    whole = BatchStream(source, None, config=config, shard=BatchShard.of(config, rank=0, processes=1), device=CPU)
     order = np.concatenate([whole._indices(update) for update in range(-(-3 * images // size))])
     for epoch in range(3):
         assert sorted(order[epoch * images : (epoch + 1) * images]) == list(range(images))
@@ -271,8 +271,10 @@ def test_every_epoch_shows_every_image_once(images: int, size: int, seed: int) -
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 50))
 def test_shares_of_all_processes_are_the_whole_batch(processes: int, parts: int, width: int, update: int) -> None:
     size = processes * parts * width
-    whole = BatchShard(batch_size=size, parts=1, rank=0, processes=1).positions(update)
-    shares = [BatchShard(batch_size=size, parts=parts, rank=r, processes=processes).positions(update) for r in range(processes)]
+    whole = BatchShard(batch_size=size, micro_batches=1, rank=0, processes=1).positions(update)
+    shares = [
+        BatchShard(batch_size=size, micro_batches=parts, rank=r, processes=processes).positions(update) for r in range(processes)
+    ]
     for part in range(parts):  # also micro-batch by micro-batch
         joined = np.concatenate([share.reshape(parts, -1)[part] for share in shares])
         assert np.array_equal(joined, whole.reshape(parts, -1)[part])
@@ -331,7 +333,7 @@ def test_classes_are_the_folders_that_hold_the_files(tmp_path: Path) -> None:
     for path in (tmp_path / "all", archive):
         labels = load_images(DataConfig(name="folder", path=str(path))).labels
         assert labels.classes == ("cat", "dog")
-        assert labels.numbers.tolist() == [0, 0, 1]
+        assert labels.class_indices.tolist() == [0, 0, 1]
     with pytest.raises(UserError, match="no classes"):
         _ = load_images(DataConfig(name="folder", path=str(tmp_path / "all" / "cat"))).labels
 
@@ -341,11 +343,11 @@ def test_a_part_of_a_source_has_its_images_and_labels_and_another_name(count: in
     draw = np.random.default_rng(seed)
     whole = sources.ArraySource(draw.integers(0, 256, (count, 32, 32), dtype=np.uint8), draw.integers(0, 10, count))
     indices = draw.permutation(count)[: 1 + seed % count]
-    part = sources.Part(whole, indices)
+    part = sources.Subset(whole, indices)
     assert len(part) == len(indices)
     assert all(np.array_equal(np.asarray(part.read(i)), whole.images[index]) for i, index in enumerate(indices))
-    assert part.labels().numbers.tolist() == whole.numbers[indices].tolist()
-    names = {whole.fingerprint(), part.fingerprint(), sources.Part(whole, indices[::-1].copy()).fingerprint()}
+    assert part.labels().class_indices.tolist() == whole.class_indices[indices].tolist()
+    names = {whole.fingerprint(), part.fingerprint(), sources.Subset(whole, indices[::-1].copy()).fingerprint()}
     assert len(names) == (3 if len(indices) > 1 else 2)
 
 
@@ -357,9 +359,9 @@ def test_labels_stay_with_their_images(count: int, size: int, update: int) -> No
     images = ImageDataset(source, size=32, channels=1)
     config, share = (
         GanConfig(training=GanTrainingConfig(batch_size=size)),
-        BatchShard(batch_size=size, parts=1, rank=0, processes=1),
+        BatchShard(batch_size=size, micro_batches=1, rank=0, processes=1),
     )
-    stream = BatchStream(images, images.to_memory(follow_not), config=config, share=share, device=torch.device("cpu"))
+    stream = BatchStream(images, images.decode_all(follow_not), config=config, shard=share, device=torch.device("cpu"))
     seen = ((stream.batch(update) + 1) * 127.5).round()[:, 0, 0, 0].long()
     assert torch.equal(seen, stream.labels(update))
 

@@ -20,7 +20,7 @@ from gan.utils.settings import DataConfig
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A zip of five images whose reading counts as long, and a cache of its own."""
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets, "_WORTH_KEEPING", -1.0)
+    monkeypatch.setattr(datasets, "_WORTH_CACHING", -1.0)
     return archive_of(tmp_path / "images.zip", 0)
 
 
@@ -43,7 +43,7 @@ def decoded(path: Path, **settings: object) -> tuple[Tensor, int]:
             yield item
 
     images = load_images(DataConfig(name="folder", path=str(path), **settings))  # type: ignore[arg-type]
-    return images.to_memory(follow), len(read)
+    return images.decode_all(follow), len(read)
 
 
 def test_an_archive_is_decoded_once(archive: Path, tmp_path: Path) -> None:
@@ -84,11 +84,11 @@ def test_workers_decode_the_same_and_tell_a_mistake_as_one_process_does(
     archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(datasets, "_WORTH_WORKERS", 1)
-    monkeypatch.setattr(datasets, "_READ_TOGETHER", 2)
-    monkeypatch.setattr(datasets, "_WORTH_KEEPING", 1e9)
+    monkeypatch.setattr(datasets, "_BATCH", 2)
+    monkeypatch.setattr(datasets, "_WORTH_CACHING", 1e9)
     state = torch.get_rng_state()
     images = load_images(DataConfig(name="folder", path=str(archive)))
-    alone, together = (images.to_memory(lambda items, _total, _what: items, workers) for workers in (0, 2))
+    alone, together = (images.decode_all(lambda items, _total, _what: items, workers) for workers in (0, 2))
     assert torch.equal(alone, together)
     assert alone[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(torch.get_rng_state(), state)
@@ -97,4 +97,4 @@ def test_workers_decode_the_same_and_tell_a_mistake_as_one_process_does(
     broken = load_images(DataConfig(name="folder", path=str(archive)))
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"3b.png: not an image"):
-            broken.to_memory(lambda items, _total, _what: items, workers)
+            broken.decode_all(lambda items, _total, _what: items, workers)

@@ -101,8 +101,8 @@ def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
     }
     weights = {**generator.state_dict(prefix="g."), **discriminator.state_dict(prefix="d.")}
     with torch.no_grad():
-        assert stream.memory is not None
-        real = stream.memory[:16].to(context.dtype) / 127.5 - 1
+        assert stream.pixels is not None
+        real = stream.pixels[:16].to(context.dtype) / 127.5 - 1
         z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=context.dtype).view(16, -1)
         outputs = {"images": generator.eval()(z), "scores": discriminator.eval()(real)}
     torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")

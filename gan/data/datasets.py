@@ -1,4 +1,4 @@
-"""Images of one size as uint8, and the batch stream keyed by the update's number."""
+"""Images of one size as uint8, by index or all at once."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,22 +9,25 @@ import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from gan.data import pixel_cache
-from gan.data.loader import _join, _leave_signals_to_the_main_process, _TextOfMistakes
-from gan.data.sources import Bytes, Labels, Source, image_channels, is_archive, needs_decoding, open_source
-from gan.utils.errors import UserError
+from gan.data.decoding import Pixels
+from gan.data.loader import decode_batches
+from gan.data.sources import Labels, Source, image_channels, is_archive, needs_decoding, open_source
 from gan.utils.settings import DataConfig
 
-DECODING = 1  # of `to_pixels`: another number when it gives other pixels
-_WORTH_KEEPING = 1.0  # seconds
+DECODING = 1  # version of `to_pixels`: increase it when the same file gives other pixels
+_WORTH_CACHING = 1.0  # seconds of decoding from which on the pixels are cached
 _WORTH_WORKERS = 10_000  # images: starting processes takes as long as decoding some thousands
-_READ_TOGETHER = 250  # images
+_BATCH = 250  # images decoded at a time
 
 
-def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Bytes:
-    """In 1 or 3 channels: (C, H, W) uint8. A ``size`` scales the shorter side to it (Lanczos) and crops the centre."""
+def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Pixels:
+    """Return ``image`` in 1 or 3 ``channels``: (C, H, W) uint8.
+
+    With a ``size``, the shorter side is scaled to it (Lanczos) and the centre is cropped: H = W = size.
+    """
     if image.mode.startswith("I;16"):
         # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
@@ -33,12 +36,12 @@ def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Byt
         image = image.convert(mode)
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    pixels = np.array(image, dtype=np.uint8)  # a copy: Pillow's own memory is read-only
+    pixels = np.array(image, dtype=np.uint8)  # a copy, since Pillow's own memory is read-only
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 class ImageDataset(Dataset[Tensor]):
-    """A source's images, each (C, S, S) uint8, by index."""
+    """A source's images by index, each (C, S, S) uint8 with C = ``channels`` and S = ``size``."""
 
     def __init__(self, source: Source, *, size: int, channels: int) -> None:
         self.source, self.size, self.channels = source, size, channels
@@ -46,63 +49,51 @@ class ImageDataset(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, index: int) -> Bytes:
-        return to_pixels(self.source.read(index), self.channels, self.size)
-
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(self.read(index))
+        return torch.from_numpy(to_pixels(self.source.read(index), self.channels, self.size))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the images' content, number, channels and size."""
+        """A name for these images, from their source's fingerprint, their number, channels and size."""
         return f"{self.source.fingerprint()[:32]}-{len(self)}x{self.channels}x{self.size}x{self.size}"
-
-    def _batches(self, workers: int) -> Iterator[Tensor]:
-        """All images in their order, some at a time."""
-        loader = DataLoader(
-            _TextOfMistakes(self),
-            batch_size=_READ_TOGETHER,
-            sampler=range(len(self)),
-            num_workers=workers,
-            collate_fn=_join,
-            worker_init_fn=_leave_signals_to_the_main_process,
-            generator=torch.Generator(),  # its seed for the workers, which draw nothing, is not to come from the global one
-        )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise UserError(batch)
-            yield batch
 
     @cached_property
     def labels(self) -> Labels:
-        """The class of each image. Raises UserError where the source knows none."""
+        """The class of each image. Raises UserError for a source without classes."""
         return self.source.labels()
 
     def gigabytes(self) -> float:
-        """Size of all images as uint8."""
+        """Return the size of all images as uint8, in 10^9 bytes."""
         return len(self) * self.channels * self.size**2 / 1e9
 
-    def to_memory(self, progress: Callable[[Iterator[int], int, str], Iterator[int]], workers: int = 0) -> Tensor:
-        """All images decoded: (N, C, S, S) uint8, by so many ``workers`` where there are many images. Those of an archive,
-        whose checksums tell its content, are kept in the cache when reading them took long."""
+    def decode_all(self, progress: Callable[[Iterator[int], int, str], Iterator[int]], workers: int = 0) -> Tensor:
+        """Decode all images: (N, C, S, S) uint8, in ``workers`` processes if there are many images.
+
+        ``progress(indices, total, title)`` yields the indices and shows how far they are. If decoding an archive takes
+        long, its pixels are cached: its fingerprint identifies its content. Raises UserError for an image that cannot be
+        decoded.
+        """
         shape = (len(self), self.channels, self.size, self.size)
         key = f"{self.fingerprint} {PIL.__version__} {DECODING}"
         archive = is_archive(self.source)
-        if archive and (kept := pixel_cache.load(key, shape)) is not None:
-            return torch.from_numpy(kept)
+        if archive and (cached := pixel_cache.load(key, shape)) is not None:
+            return torch.from_numpy(cached)
         began = time.monotonic()
-        images = np.empty(shape, dtype=np.uint8)
-        batches = self._batches(workers if len(self) >= _WORTH_WORKERS and needs_decoding(self.source) else 0)
+        pixels = np.empty(shape, dtype=np.uint8)
+        if len(self) < _WORTH_WORKERS or not needs_decoding(self.source):
+            workers = 0
+        slices = [list(range(start, min(start + _BATCH, len(self)))) for start in range(0, len(self), _BATCH)]
+        batches = decode_batches(self, slices, workers=workers)
         for index in progress(iter(range(len(self))), len(self), "reading images"):
-            if index % _READ_TOGETHER == 0:
+            if index % _BATCH == 0:
                 batch = next(batches)
-                images[index : index + len(batch)] = batch.numpy()
-        if archive and time.monotonic() - began > _WORTH_KEEPING:
-            pixel_cache.keep(key, images)
-        return torch.from_numpy(images)
+                pixels[index : index + len(batch)] = batch.numpy()
+        if archive and time.monotonic() - began > _WORTH_CACHING:
+            pixel_cache.save(key, pixels)
+        return torch.from_numpy(pixels)
 
 
 def load_images(data: DataConfig) -> ImageDataset:
-    """The images that ``data`` names, at its size. Raises UserError as ``open_source`` does."""
+    """Open the images that ``data`` names, at its size. Raises UserError as ``open_source`` does."""
     source = open_source(data)
     return ImageDataset(source, size=data.image_size, channels=image_channels(data, source))

@@ -1,21 +1,29 @@
-"""An image file's bytes as pixels, by Pillow; a file may claim anything and be anything."""
+"""Decode an image file with Pillow, whatever its bytes are."""
 
 import warnings
 from functools import lru_cache
 from io import BytesIO
+from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gan.utils.errors import UserError
 
-# Larger than any image that Pillow agrees to decode: what claims more is a bomb, or no image.
+Pixels: TypeAlias = NDArray[np.uint8]
+
+# Larger than any image that Pillow agrees to decode: a larger file is a decompression bomb, or no image.
 MAX_FILE_BYTES = 2**29
 
 
 @lru_cache(1)
 def _formats() -> tuple[str, ...]:
-    """What Pillow decodes itself. It also opens formats that it has no decoder for; for EPS it would start Ghostscript, which
-    runs the file as a program, and an IPTC file may hold one of any format, such as EPS."""
+    """Return the formats that Pillow decodes itself.
+
+    It also opens formats that it has no decoder for. For EPS it would start Ghostscript, which runs the file as a program,
+    and an IPTC file may contain an image of any format, EPS included.
+    """
     Image.init()  # loads all of Pillow's plugins
     return tuple(sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}))
 
@@ -26,45 +34,51 @@ def _image_endings() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Of a file's path with slashes. By text alone: pathlib would take a second for 50,000 names."""
+    """Return whether ``name``, a path with slashes, is that of an image: by its ending, not hidden, not of macOS's own."""
     *folders, file = name.split("/")
     return _ending(file) in _image_endings() and not file.startswith(".") and "__MACOSX" not in folders
 
 
 def _ending(file: str) -> str:
+    """Return the ending of a file's name, such as ".png". (pathlib would take a second for 50,000 names.)"""
     stem, dot, ending = file.rpartition(".")
     return dot + ending.lower() if stem else ""
 
 
 def require_size(size: int, where: str) -> None:
-    """Raises UserError about ``where`` for a file of more bytes than an image has."""
+    """Raise UserError about ``where`` for a file of more than ``MAX_FILE_BYTES`` bytes."""
     if size > MAX_FILE_BYTES:
         raise UserError(f"{where}: {size:,} bytes are no image (at most {MAX_FILE_BYTES:,}). Remove it.")
 
 
 def decode(content: bytes, where: str) -> Image.Image:
-    """The image in the file ``content``. Raises UserError about ``where`` for one that Pillow warns of, as larger than any it
-    would expect (90 million pixels, 360 MB), and what cannot be decoded."""
+    """Decode an image file's ``content``, turned upright if it says how. ``where`` names the file in errors.
+
+    Raises UserError for content that cannot be decoded, and for an image of more than 90 million pixels (360 MB): Pillow
+    warns of these as decompression bombs.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in a file that can be read all the same
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # it takes twice as many pixels to be an error
+            warnings.simplefilter("ignore")  # of oddities in a file that can be read nevertheless
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # an error by itself from twice as many pixels
             image = _open(content, Image.EXTENSION.get(_ending(where)))
             image.load()
             if image.mode == "LAB":
                 raise ValueError("CIELAB colours, which Pillow does not convert")
-            # Of a small JPEG, a tenth of the time goes into looking for an orientation where there can be none.
+            # For a small JPEG without EXIF and XMP, the search for an orientation would take a tenth of the time.
             plain = image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}
             return image if plain else ImageOps.exif_transpose(image)
     except UnidentifiedImageError:
-        raise UserError(f"{where}: not an image in any format that Pillow reads. Mend or remove it.") from None
-    except Exception as error:  # noqa: BLE001 (a decoder meets any bytes, and trips over them in any way)
-        raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Mend or remove it.") from None
+        raise UserError(f"{where}: not an image in any format that Pillow reads. Repair or remove it.") from None
+    except Exception as error:  # noqa: BLE001 (arbitrary bytes can make a decoder raise anything)
+        raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Repair or remove it.") from None
 
 
 def _open(content: bytes, expected: str | None) -> Image.Image:
-    """The image in ``content``: of the format that its name promises, or of any. Pillow alone would try several others first,
-    which takes half of the time for a small image."""
+    """Open ``content`` in the format that its name promises, or else in any.
+
+    Pillow alone would try several other formats first, which takes half of the time for a small image.
+    """
     try:
         return Image.open(BytesIO(content), formats=(expected,) if expected in _formats() else _formats())
     except UnidentifiedImageError:
@@ -72,4 +86,5 @@ def _open(content: bytes, expected: str | None) -> Image.Image:
 
 
 def is_grey(image: Image.Image) -> bool:
+    """Return whether the image's mode has no colour: one channel, with or without transparency."""
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")

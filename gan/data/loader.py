@@ -1,28 +1,44 @@
-"""Worker processes that decode images, under torch's DataLoader."""
+"""Decode images in worker processes, through torch's DataLoader."""
 
 import signal
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from gan.utils.errors import UserError
 
-_WORKER_GRACE = 40  # seconds between SIGTERM and a worker's end; a run is to save and leave within 30
+_WORKER_GRACE = 40  # seconds from SIGTERM to a worker's end; a run saves and stops within 30
 
 
-def _leave_signals_to_the_main_process(_worker: int) -> None:
-    """A scheduler's SIGTERM, or Ctrl-C, reaches all processes of a run; the step that it should finish needs the workers.
+def decode_batches(
+    images: Dataset[Tensor], indices: Iterable[list[int]], *, workers: int, pin_memory: bool = False
+) -> Iterator[Tensor]:
+    """Yield the images of each batch of ``indices``: (B, C, S, S) uint8, decoded ahead by ``workers`` processes.
 
-    They live on for a while only, since multiprocessing ends a worker that was left behind by SIGTERM too, and waits.
+    Closing the iterator stops the workers. Raises UserError for an image that cannot be decoded.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE))
+    # A for statement keeps the DataLoader's iterator out of the traceback of an error, so that its workers stop at once.
+    for batch in DataLoader(
+        _ErrorAsText(images),
+        batch_sampler=indices,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # seeds the workers, which draw nothing; the global generator is left alone
+    ):
+        if isinstance(batch, str):
+            raise UserError(batch)
+        yield batch
 
 
-class _TextOfMistakes(Dataset[Tensor | str]):
-    """Images, or what a UserError says of one: as a value, since a DataLoader that passes an exception on wraps it in a
-    traceback, and is then held by a cycle and never stops its workers cleanly."""
+class _ErrorAsText(Dataset[Tensor | str]):
+    """Images by index, with the message of a UserError in place of an image that cannot be decoded.
+
+    A DataLoader wraps an exception of a worker in a traceback, in a reference cycle that keeps its other workers alive.
+    """
 
     def __init__(self, images: Dataset[Tensor]) -> None:
         self.images = images
@@ -34,6 +50,17 @@ class _TextOfMistakes(Dataset[Tensor | str]):
             return str(error)
 
 
-def _join(items: list[Tensor | str]) -> Tensor | str:
-    mistakes = [item for item in items if isinstance(item, str)]
-    return mistakes[0] if mistakes else torch.stack([item for item in items if isinstance(item, Tensor)])
+def _collate(items: list[Tensor | str]) -> Tensor | str:
+    """Stack the images, or return the first error message among ``items``."""
+    errors = [item for item in items if isinstance(item, str)]
+    return errors[0] if errors else torch.stack([item for item in items if isinstance(item, Tensor)])
+
+
+def _leave_signals_to_the_main_process(_worker: int) -> None:
+    """Ignore SIGINT in a worker, and end it only some time after SIGTERM.
+
+    A scheduler's SIGTERM and Ctrl-C reach all processes of a run, and the main process needs the workers to finish its
+    step. They must not live on for good: multiprocessing, too, ends a remaining worker by SIGTERM, and then waits for it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_WORKER_GRACE))

@@ -1,4 +1,4 @@
-"""Decoded images of an archive, kept in the cache, so that the next start need not decode them again."""
+"""Cache of decoded pixels, so that the next start need not decode an archive again."""
 
 import hashlib
 import math
@@ -7,28 +7,30 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gan.data.decoding import Pixels
 from gan.utils.files import cache_root, remove_unfinished, write_atomically
 from gan.utils.safe_reading import open_regular
 
-_DIGEST = hashlib.sha256().digest_size
+_DIGEST = hashlib.sha256().digest_size  # bytes: a file is the SHA-256 of the pixels, then the pixels
 
 
 def _path(key: str) -> Path:
     return cache_root() / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def load(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """What was kept under ``key``, a name of the images' content and of all that their decoding depends on; None where
-    there is nothing, or it is damaged."""
+def load(key: str, shape: tuple[int, ...]) -> Pixels | None:
+    """Return the pixels saved under ``key``, in ``shape``; None if there are none or the file is damaged.
+
+    ``key`` must name the images' content and everything that their decoding depends on.
+    """
     size = _DIGEST + math.prod(shape)
     try:
         with open_regular(_path(key)) as file:
-            content = np.fromfile(file, dtype=np.uint8, count=size) if os.fstat(file.fileno()).st_size == size else None
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            content = np.fromfile(file, dtype=np.uint8, count=size)
     except OSError:
-        return None
-    if content is None:
         return None
     pixels = content[_DIGEST:]
     if hashlib.sha256(pixels.data).digest() != content[:_DIGEST].tobytes():
@@ -36,8 +38,8 @@ def load(key: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     return pixels.reshape(shape)
 
 
-def keep(key: str, pixels: NDArray[np.uint8]) -> None:
-    """Keeps ``pixels`` (contiguous); not where the cache cannot be written, since it only saves time."""
+def save(key: str, pixels: Pixels) -> None:
+    """Save ``pixels`` (contiguous) under ``key``. A cache that cannot be written is ignored, since it only saves time."""
     path = _path(key)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where images come from: a directory tree, a zip, scikit-learn's digits, or a data set that torchvision knows."""
+"""Sources of images: a folder, a zip, scikit-learn's digits, or a data set that torchvision knows."""
 
 import hashlib
 import os
@@ -11,46 +11,57 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gan.data.decoding import MAX_FILE_BYTES, decode, is_grey, is_image_name, require_size
+from gan.data.decoding import MAX_FILE_BYTES, Pixels, decode, is_grey, is_image_name, require_size
 from gan.data.torchvision_sets import load_published
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import Archive, read_file
 from gan.utils.settings import DataConfig
 
-Bytes = NDArray[np.uint8]
-# Of a zip: ImageNet's 1.3 million images take 105 to 140 MB. 3.6 million empty entries fit in, and 2.3 GB are needed for them.
+# Limit of a zip's table of contents: that of ImageNet's 1.3 million images takes 105 to 140 MB. A table of this size can have
+# 3.6 million empty entries, which take 2.3 GB of memory.
 MAX_TABLE_BYTES = 160 * 2**20
 
 
 class Labels(NamedTuple):
-    """What each image of a source shows."""
+    """The class of each image of a source."""
 
-    numbers: NDArray[np.int64]  # of the class of each image: (N,), from 0
+    class_indices: NDArray[np.int64]  # (N,), from 0
     classes: tuple[str, ...]  # names
 
 
 class Source(Protocol):
-    """Images by index, as Pillow reads them, and their classes where it knows them.
-
-    ``fingerprint`` tells whether two sources hold the same images: by their pixels, a zip's by its checksums, a
-    directory's by names and sizes alone, since reading it all could take hours. ``content`` reads it all.
-    """
+    """Images by index, as Pillow reads them, and their classes if it knows them."""
 
     def __len__(self) -> int: ...
-    def read(self, index: int) -> Image.Image: ...
-    def fingerprint(self) -> str: ...
-    def content(self) -> str: ...
+
+    def read(self, index: int) -> Image.Image:
+        """Read one image. Raises UserError if it cannot be read or decoded."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a name for these images that is quick to compute: two sources of one fingerprint count as the same.
+
+        It is made from an array's pixels and a zip's checksums, but only from the names and sizes of a folder's files,
+        since reading all of them could take hours.
+        """
+        ...
+
+    def content(self) -> str:
+        """Return a name for the images' content that changes with any of their bytes; reads all files of a folder."""
+        ...
+
     def labels(self) -> Labels:
-        """Raises UserError where it knows no classes."""
+        """Return the class of each image. Raises UserError if the source has no classes."""
         ...
 
 
 class ArraySource:
-    """Images that are already in memory, uint8, (N, H, W) or (N, H, W, C), each with its class of 0 to ``classes`` - 1."""
+    """Images in memory, (N, H, W) or (N, H, W, C) uint8, each with a class from 0 to ``classes`` - 1."""
 
-    def __init__(self, images: Bytes, numbers: NDArray[Any], classes: int = 10) -> None:
-        assert len(images) == len(numbers)
-        self.images, self.numbers, self.classes = images, np.asarray(numbers, dtype=np.int64), classes
+    def __init__(self, images: Pixels, class_indices: NDArray[Any], classes: int = 10) -> None:
+        assert len(images) == len(class_indices)
+        self.images, self.classes = images, classes
+        self.class_indices = np.asarray(class_indices, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,11 +75,11 @@ class ArraySource:
     content = fingerprint
 
     def labels(self) -> Labels:
-        return Labels(self.numbers, tuple(map(str, range(self.classes))))
+        return Labels(self.class_indices, tuple(map(str, range(self.classes))))
 
 
 class FolderSource:
-    """The image files of a directory tree, by name, in the order of their paths. Class folders are just folders."""
+    """The image files of a folder and the folders in it, in the order of their paths."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -78,7 +89,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.names)
 
-    def _bytes(self, name: str) -> bytes:
+    def _read_file(self, name: str) -> bytes:
         path = self.root / name
         require_size(self._size(name), str(path))
         try:
@@ -95,13 +106,13 @@ class FolderSource:
 
     def read(self, index: int) -> Image.Image:
         name = self.names[index]
-        return decode(self._bytes(name), str(self.root / name))
+        return decode(self._read_file(name), str(self.root / name))
 
     def fingerprint(self) -> str:
         return _digest(f"{name}\0{self._size(name)}" for name in self.names)
 
     def content(self) -> str:
-        return _digest(f"{name}\0{hashlib.sha256(self._bytes(name)).hexdigest()}" for name in self.names)
+        return _digest(f"{name}\0{hashlib.sha256(self._read_file(name)).hexdigest()}" for name in self.names)
 
     def labels(self) -> Labels:
         return _class_folders(self.names, self.root)
@@ -123,11 +134,11 @@ class ZipSource:
         return len(self.entries)
 
     def __reduce__(self) -> tuple[type["ZipSource"], tuple[Path]]:
-        # A process that is not forked reads the table of contents again: sent to it, that would take as long and more memory.
+        # A process that is not forked reads the table of contents itself: sending it would take as long, and more memory.
         return ZipSource, (self.path,)
 
     def _archive(self) -> Archive:
-        # A worker process must not share the file position of the one that it was forked from.
+        # A forked worker must not share the file position of the process that it was forked from.
         if self._open is None or self._open[0] != os.getpid():
             self._open = (os.getpid(), Archive(self.path, table=MAX_TABLE_BYTES))
         return self._open[1]
@@ -151,8 +162,8 @@ class ZipSource:
         return _class_folders([entry.filename for entry in self.entries], self.path)
 
 
-class Part:
-    """Some of a source's images, in the order of ``indices``."""
+class Subset:
+    """Some of the images of the source ``whole``, in the order of ``indices``."""
 
     def __init__(self, whole: Source, indices: NDArray[np.int64]) -> None:
         self.whole, self.indices = whole, indices
@@ -163,50 +174,52 @@ class Part:
     def read(self, index: int) -> Image.Image:
         return self.whole.read(int(self.indices[index]))
 
-    def _part_of(self, name: str) -> str:
+    def _name(self, name: str) -> str:
         return hashlib.sha256(name.encode() + self.indices.tobytes()).hexdigest()
 
     def fingerprint(self) -> str:
-        return self._part_of(self.whole.fingerprint())
+        return self._name(self.whole.fingerprint())
 
     def content(self) -> str:
-        return self._part_of(self.whole.content())
+        return self._name(self.whole.content())
 
     def labels(self) -> Labels:
-        numbers, classes = self.whole.labels()
-        return Labels(numbers[self.indices], classes)
+        class_indices, classes = self.whole.labels()
+        return Labels(class_indices[self.indices], classes)
 
 
-def part_of(source: Source, indices: NDArray[np.int64]) -> Part:
-    """Some of a source's images; of a part, a part of the whole."""
-    return Part(source.whole, source.indices[indices]) if isinstance(source, Part) else Part(source, indices)
+def subset(source: Source, indices: NDArray[np.int64]) -> Subset:
+    """Return the images of ``source`` at ``indices``; a subset of a subset is one of the whole."""
+    return Subset(source.whole, source.indices[indices]) if isinstance(source, Subset) else Subset(source, indices)
 
 
 def _whole(source: Source) -> Source:
-    return source.whole if isinstance(source, Part) else source
+    return source.whole if isinstance(source, Subset) else source
 
 
 def is_archive(source: Source) -> bool:
-    """Whether its fingerprint, which is had without reading it all, is of its content."""
+    """Return whether the images are in a zip, whose quick fingerprint identifies their content."""
     return isinstance(_whole(source), ZipSource)
 
 
 def needs_decoding(source: Source) -> bool:
-    """Whether its images are files."""
+    """Return whether the images are files, not arrays."""
     return not isinstance(_whole(source), ArraySource)
 
 
 def _class_folders(names: Sequence[str], where: Path) -> Labels:
-    """Classes by the folder that holds each file, in the order of their names."""
+    """Return the class of each file: the name of its folder. Classes are numbered in the order of these names."""
     folders = [name.split("/")[-2] if "/" in name else "" for name in names]
     classes = tuple(sorted(set(folders)))
     if "" in classes or len(classes) < 2:
         raise UserError(f"{where}: no classes. Expected the images in one folder a class, such as cat/1.png and dog/2.png.")
-    number = {name: index for index, name in enumerate(classes)}
-    return Labels(np.array([number[folder] for folder in folders], dtype=np.int64), classes)
+    index_of = {name: index for index, name in enumerate(classes)}
+    return Labels(np.array([index_of[folder] for folder in folders], dtype=np.int64), classes)
 
 
 def _walk(root: Path) -> Iterator[Path]:
+    """Yield all files below ``root``. Raises UserError for a folder that cannot be read."""
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}), so some images would be missing.")
 
@@ -216,6 +229,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _digest(lines: Iterator[str]) -> str:
+    """Return the SHA-256 of ``lines``, each with a line feed after it."""
     total = hashlib.sha256()
     for line in lines:
         total.update(line.encode("utf-8", "surrogateescape") + b"\n")
@@ -227,15 +241,18 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def _digits() -> ArraySource:
-    """scikit-learn's 1,797 digits of 8x8 pixels with values 0 to 16 (UCI optical recognition, test part)."""
-    from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
+    """Return scikit-learn's 1,797 digits of 8x8 pixels with values 0 to 16 (UCI optical recognition, test part)."""
+    from sklearn.datasets import load_digits  # takes seconds to import, and only this data set needs it
 
     digits = load_digits()
     return ArraySource(np.asarray(np.rint(digits.images * (255 / 16)), dtype=np.uint8), digits.target)
 
 
 def open_source(data: DataConfig) -> Source:
-    """The images that ``data`` names. Raises UserError when there are none, or they cannot be had."""
+    """Open the images that ``data`` names.
+
+    Raises UserError if there are none, and for a published data set that is neither on the disk nor can be downloaded.
+    """
     if data.name == "digits":
         return _digits()
     if data.name != "folder":
@@ -243,7 +260,7 @@ def open_source(data: DataConfig) -> Source:
     assert data.path is not None
     path = Path(data.path)
     if not path.exists():
-        raise UserError(f"{path}: no such folder or .zip (looked at {path.resolve()}).")
+        raise UserError(f"{path}: no such folder or .zip ({path.resolve()}). Set data.path to one that exists.")
     source: Source = FolderSource(path) if path.is_dir() else ZipSource(path)
     if not len(source):
         raise UserError(f"{path}: holds no images. Expected files such as .png or .jpg, in class folders or not.")
@@ -251,8 +268,10 @@ def open_source(data: DataConfig) -> Source:
 
 
 def image_channels(data: DataConfig, source: Source | None = None) -> int:
-    """Channels of the images that ``data`` names, without reading more of it than needed; ``source`` is what
-    ``open_source`` made of it, where that is at hand."""
+    """Return the number of channels of the images that ``data`` names, 1 or 3: that of the first image of a folder or zip.
+
+    ``source`` is the result of ``open_source(data)``, if the caller has it; otherwise a folder or zip is opened here.
+    """
     if data.channels is not None:
         return data.channels
     if data.name == "folder":

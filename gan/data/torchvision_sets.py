@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows: downloaded, verified and unpacked where they are not there yet."""
+"""Load the data sets that torchvision knows; download, verify and unpack them first if they are not on the disk."""
 
 import gzip
 import logging
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 
 
 def load_published(data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int64], int]:
-    """The images that ``data`` names, (N, H, W) or (N, H, W, C), the class of each, and how many classes there are.
+    """Load the images that ``data`` names, (N, H, W) or (N, H, W, C), the class index of each (N,), and the number of classes.
 
-    Raises UserError where they are not there and cannot be had.
+    Raises UserError if they are not on the disk and cannot be downloaded.
     """
-    from torchvision import datasets
+    from torchvision import datasets  # takes seconds to import, and digits and folders do not need it
 
     root = Path(data.path or f"data/{data.name}")
     kinds = (datasets.MNIST, datasets.FashionMNIST, datasets.CIFAR10, datasets.CIFAR100, datasets.SVHN)
@@ -34,7 +34,7 @@ def load_published(data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int6
     try:
         with alone_in(root):
             dataset = _mnist(kind, root, data) if "mnist" in data.name else _cifar_or_svhn(kind, root, data)
-    except Exception as error:  # noqa: BLE001 ("not found or corrupted", and whatever a damaged file makes of its reader)
+    except Exception as error:  # noqa: BLE001 (a damaged file can make its reader raise anything)
         raise UserError(
             f"data.name={data.name}: not found at {root.resolve()} and could not be downloaded ({first_line(error)})."
             f" Put {file} there yourself, or set data.path to the folder that holds it."
@@ -46,18 +46,22 @@ def load_published(data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int6
 
 
 def _cifar_or_svhn(kind: Any, root: Path, data: DataConfig) -> Any:
+    """Return torchvision's data set of the class ``kind``, downloaded if its files are missing or damaged."""
     part = data.split if data.name == "svhn" else data.split == "train"
     try:
-        return kind(root, part)  # verifies each file
-    except RuntimeError:  # not there, or damaged
+        return kind(root, part)  # checks the MD5 of each file
+    except RuntimeError:  # missing or damaged
         url, name, md5 = kind.split_list[data.split] if data.name == "svhn" else (kind.url, kind.filename, kind.tgz_md5)
         if not has_checksum(root / name, "md5", md5):
             download([url], root / name, "md5", md5)
-        return kind(root, part, download=True)  # finds the archive, and unpacks it
+        return kind(root, part, download=True)  # finds the archive and unpacks it
 
 
 def _mnist(kind: Any, root: Path, data: DataConfig) -> Any:
-    """Unpacks the files here: torchvision takes half of one, left by a kill, for whole."""
+    """Return torchvision's data set of the class ``kind``, its files downloaded if they are missing or damaged.
+
+    They are unpacked here, since torchvision would accept half of a file that a kill left behind.
+    """
     folder = root / kind.__name__ / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
@@ -66,7 +70,7 @@ def _mnist(kind: Any, root: Path, data: DataConfig) -> Any:
         if _is_whole_idx(file):
             continue
         if file.exists():
-            log.warning(f"{file}: not whole. It is made again.")
+            log.warning(f"{file}: incomplete. It is unpacked again.")
         if not has_checksum(archive, "md5", md5):
             download([mirror + name for mirror in kind.mirrors], archive, "md5", md5)
         write_atomically(file, gzip.decompress(archive.read_bytes()))
@@ -74,7 +78,10 @@ def _mnist(kind: Any, root: Path, data: DataConfig) -> Any:
 
 
 def _is_whole_idx(file: Path) -> bool:
-    """Whether ``file`` is as long as its header says: 0, 0, 8 for bytes, the number of dimensions, each size as four bytes."""
+    """Return whether ``file`` is as long as its IDX header says.
+
+    The header is 0, 0, 8 (for uint8), the number of dimensions, then each size as four bytes, most significant first.
+    """
     if not file.is_file():
         return False
     with file.open("rb") as content:

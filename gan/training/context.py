@@ -56,7 +56,7 @@ class TrainContext(Generic[C]):
             return None
         shown = follow if self.accelerator.is_main_process else lambda items, _total, _what: items
         with agree_on_errors(self.accelerator):
-            pixels = images.to_memory(shown, self.config.data.workers)
+            pixels = images.decode_all(shown, self.config.data.workers)
         return pixels.to(self.device)
 
     def average_gradients(self, network: nn.Module) -> Tensor:

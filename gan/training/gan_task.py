@@ -65,7 +65,7 @@ class GanTask:
         self.config, self.images = config, images
         self.context = GanContext.of(config, accelerator)
         shard, device = self.context.shard, self.context.device
-        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, share=shard, device=device)
+        self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.state = build_state(self.context)
         self.scorer: TrainingScorer | None = None
         self.images_per_step = config.training.batch_size * config.training.d_steps

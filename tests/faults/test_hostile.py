@@ -61,7 +61,7 @@ def _no_hanging() -> Iterator[None]:
 
 def all_images(path: Path, channels: int | None = 3) -> torch.Tensor:
     images = load_images(DataConfig(name="folder", path=str(path), channels=channels))
-    return images.to_memory(lambda items, _total, _what: items)
+    return images.decode_all(lambda items, _total, _what: items)
 
 
 def folder_with(tmp_path: Path, name: str, content: bytes) -> Path:
@@ -564,7 +564,7 @@ def test_a_hostile_part_of_the_cache_is_made_again(
 def test_hostile_pixels_in_the_cache_are_decoded_anew(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(datasets, "_WORTH_KEEPING", -1.0)
+    monkeypatch.setattr(datasets, "_WORTH_CACHING", -1.0)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", GOOD)
     first = all_images(tmp_path / "a.zip")

@@ -23,7 +23,7 @@ def test_held_out_images_are_apart_and_the_same_for_every_run() -> None:
     assert training_images(data).fingerprint == train_on.fingerprint
     fewer = training_images(LabelledDataConfig(name="digits", image_size=28, train_images=100))
     assert len(fewer) == 100
-    assert len(set(fewer.labels.numbers)) == 10
+    assert len(set(fewer.labels.class_indices)) == 10
 
 
 def test_classes_of_the_test_images_must_be_those_trained_on(tmp_path: Path) -> None:
@@ -51,5 +51,5 @@ def test_vgg7_trains_on_files_in_the_format_of_svhn(tmp_path: Path, monkeypatch:
     assert study(*words, "training.batch_size=20", "training.precision=fp32") == 0
     assert read_run(tmp_path / "svhn_vgg7").complete
     trained_on = training_images(LabelledDataConfig(name="svhn", path=str(tmp_path)))
-    assert trained_on.labels.numbers.tolist() == [(1 + index % 10) % 10 for index in range(40)]
+    assert trained_on.labels.class_indices.tolist() == [(1 + index % 10) % 10 for index in range(40)]
     assert len(trained_on.tested) == 20
