@@ -1,13 +1,14 @@
-"""The one list of a GAN's settings: frozen dataclasses with meaning and unit beside each, and what is required of them."""
+"""All settings of a GAN, with their meaning, unit and range, and the combinations that are refused or warned about."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from gan.utils import settings
-from gan.utils.settings import HealthConfig, Norm, Require, RunConfig, TrainingConfig, require_numbers, requirer
+from gan.utils.setting_fields import setting
+from gan.utils.settings import HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
@@ -15,82 +16,98 @@ LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular va
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
-    channels: int = 64  # feature maps before the image; 8 times as many at the stem
-    norm: Norm = "batch"
+    channels: int = setting(64, "feature maps before the image; 8 times as many at the first layer", at_least=1, at_most=2**13)
+    norm: Norm = setting("batch", "norm of each hidden layer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    channels: int = 64  # feature maps of the first layer; 8 times as many in the last
-    norm: Norm = "mean_spectral"
+    channels: int = setting(64, "feature maps of the first layer; 8 times as many in the last", at_least=1, at_most=2**13)
+    norm: Norm = setting("mean_spectral", "norm of each layer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    latent_dim: int = 128  # z ~ N(0, I)
-    init_std: float = 0.02  # initial weights ~ N(0, init_std^2), biases 0
+    latent_dim: int = setting(128, "dimension of the noise z ~ N(0, I)", at_least=1, at_most=2**16)
+    init_std: float = setting(0.02, "initial weights ~ N(0, init_std^2), biases 0", above=0)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    name: Literal["wgan", "wgan-gp", "sngan", "hinge"] = "sngan"
-    clip: float | None = None  # wgan: D's weights are clipped to [-clip, clip] after each update; null: not
-    penalty: float = 10.0  # wgan-gp: weight of the gradient penalty
+    name: Literal["wgan", "wgan-gp", "sngan", "hinge"] = setting("sngan", "loss of both networks")
+    clip: float | None = setting(
+        None, "wgan: clip D's weights to [-clip, clip] after each update; null: no clipping", above=0, null="no clipping"
+    )
+    penalty: float = setting(10.0, "wgan-gp: weight of the gradient penalty", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    name: Literal["adam", "rmsprop"] = "adam"
-    d_lr: float = 2e-4  # learning rate of D
-    g_lr: float = 2e-4  # learning rate of G
-    beta1: float = 0.5  # adam: decay of the mean gradient
-    beta2: float = 0.999  # adam: decay of the mean squared gradient; rmsprop: the same (often 0.99)
-    decay: Literal["none", "linear"] = "none"  # linear: learning rates fall to 0 at training.steps
+    name: Literal["adam", "rmsprop"] = setting("adam", "optimizer of both networks")
+    d_lr: float = setting(2e-4, "learning rate of D", above=0)
+    g_lr: float = setting(2e-4, "learning rate of G", above=0)
+    beta1: float = setting(0.5, "adam: decay of the mean gradient", at_least=0, below=1)
+    beta2: float = setting(0.999, "adam: decay of the mean squared gradient; rmsprop: the same (often 0.99)", at_least=0, below=1)
+    decay: Literal["none", "linear"] = setting("none", "linear: learning rates fall to 0 at training.steps")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GanTrainingConfig(TrainingConfig):
-    steps: int = 100_000  # generator updates
-    d_steps: int = 1  # D updates per G update
-    d_batches: Literal["separate", "joint"] = "separate"  # real and fake through D apart, or as one batch; only
-    # for norms that mix images are these different models
-    accumulation: int = 1  # micro-batches that an update is computed in, to fit a large batch into memory; the fakes for
-    # D still come from one pass of G, which keeps nothing for a backward pass
-    compile: bool = False  # torch.compile for both networks: worth its minutes on a GPU; not for wgan-gp
-    ema_decay: float = 0.999  # of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none
+    steps: int = setting(
+        100_000, "generator updates; may not change on resume under optimizer.decay=linear", at_least=1, changeable=True
+    )
+    d_steps: int = setting(1, "D updates per G update", at_least=1, at_most=1000)
+    d_batches: Literal["separate", "joint"] = setting(
+        "separate",
+        "real and fake images through D in two batches or in one; a different model only for norms that mix images",
+    )
+    # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
+    accumulation: int = setting(1, "micro-batches in which an update is computed, to fit a large batch into memory", at_least=1)
+    compile: bool = setting(False, "torch.compile both networks: worth its minutes on a GPU; not for wgan-gp")
+    ema_decay: float = setting(
+        0.999, "decay of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none", at_least=0, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplesConfig:
-    every: int = 1000  # generator updates; 0: none
-    count: int = 64  # images in a grid
-    seed: int = 0  # of the noise that every grid shows
+    every: int = setting(1000, "generator updates between two sample grids; 0: none", at_least=0, changeable=True)
+    count: int = setting(64, "images in a grid", at_least=1, at_most=10_000)
+    seed: int = setting(0, "seed of the noise that all grids share", at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    every: int = 0  # generator updates between two scores of the generator; 0: off
-    protocol: Literal["quick", "paper", "sngan", "standard"] = "quick"  # see eval/protocols.py
-    extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = "inception"  # see eval/extractors.py
-    weights: str | None = None  # file with the extractor's weights; null: the published ones
-    reference: str | None = None  # real images, as NAME[:SPLIT], folder, .zip or .npz; null: those that it trains on
+    every: int = setting(0, "generator updates between two evaluations of the generator; 0: off", at_least=0, changeable=True)
+    protocol: Literal["quick", "paper", "sngan", "standard"] = setting(
+        "quick", "evaluation protocol, see eval/protocols.py", changeable=True
+    )
+    extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = setting(
+        "inception", "feature extractor, see eval/extractors.py", changeable=True
+    )
+    weights: str | None = setting(None, "file with the extractor's weights; null: the published ones", changeable=True)
+    reference: str | None = setting(
+        None, "real images as NAME[:SPLIT], folder, .zip or .npz; null: the training images", changeable=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GanHealthConfig(HealthConfig):
-    chance_steps: int = 2000  # in a row with D no better than guessing, as records tell, before a warning; 0: never
-    min_spread: float = 0.05  # of a grid's samples against real images: below, a warning that G has collapsed; 0: never
+    chance_steps: int = setting(
+        2000, "warn after this many consecutive steps with D at chance; 0: never", at_least=0, changeable=True
+    )
+    min_spread: float = setting(
+        0.05,
+        "warn of mode collapse when the spread of a grid's samples, relative to real images, is below this; 0: never",
+        at_least=0,
+        changeable=True,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GanConfig(RunConfig):
-    CHANGEABLE: ClassVar[tuple[str, ...]] = (
-        *RunConfig.CHANGEABLE, "training.steps", "samples.every", "evaluation.every", "evaluation.protocol",
-        "evaluation.extractor", "evaluation.weights", "evaluation.reference", "health.chance_steps", "health.min_spread",
-    )  # fmt: skip
-
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -109,7 +126,7 @@ class GanConfig(RunConfig):
         return self.training.accumulation
 
     def changeable(self) -> set[str]:
-        # With a decay, the learning rate of every step depends on their number.
+        # Under a decay, the learning rate of every step depends on the number of steps.
         return super().changeable() - ({"training.steps"} if self.optimizer.decay == "linear" else set())
 
     def check(self) -> None:
@@ -121,22 +138,6 @@ class GanConfig(RunConfig):
             "data.image_size",
             f"must be a multiple of 8 from 32 up (the generator doubles a grid three times). Try {max(32, (size + 4) // 8 * 8)}.",
         )
-        require_numbers(
-            self,
-            at_least_one=(
-                "model.latent_dim", "model.generator.channels", "model.discriminator.channels", "training.steps",
-                "training.d_steps", "training.accumulation", "samples.count",
-            ),
-            not_negative=(
-                "samples.seed", "samples.every", "evaluation.every", "loss.penalty", "health.chance_steps", "health.min_spread",
-            ),
-            positive=("optimizer.d_lr", "optimizer.g_lr", "model.init_std"),
-            below_one=("optimizer.beta1", "optimizer.beta2", "training.ema_decay"),
-            at_most={
-                "model.latent_dim": 2**16, "model.generator.channels": 2**13, "model.discriminator.channels": 2**13,
-                "training.d_steps": 1000, "samples.count": 10_000,
-            },
-        )  # fmt: skip
         require(math.isfinite(self.loss.penalty), "loss.penalty", "must be a finite number.")
         _check_combinations(self, require)
 
@@ -145,7 +146,7 @@ class GanConfig(RunConfig):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> GanConfig:
-    """A GAN's settings: see ``gan.utils.settings.load``."""
+    """Return a GAN's settings from a YAML file and ``key=value`` pairs; see ``gan.utils.settings.load``."""
     return settings.load(GanConfig, path, overrides)
 
 
@@ -165,7 +166,6 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
         "torch.compile has no second derivative, which the gradient penalty takes. Set training.compile=false or another loss.",
     )
     clip = config.loss.clip
-    require(clip is None or 0 < clip < float("inf"), "loss.clip", "must be positive, or null for no clipping.")
     require(
         clip is None or config.loss.name == "wgan",
         "loss.clip",

@@ -1,54 +1,63 @@
-"""All settings of a classifier run, with meaning and unit beside each, and their checks."""
+"""All settings of a classifier, with their meaning, unit and range, and the combinations that are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from gan.utils import settings
-from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, require_numbers, requirer
+from gan.utils.setting_fields import setting
+from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, requirer
 from study.models import ModelName, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataConfig(DataConfig):
-    test_path: str | None = None  # data.name=folder: directory or .zip of test images with the same classes
-    held_out: float = 0.2  # share of the images kept for testing when there is no test set (digits; folder without test_path)
-    train_images: int | None = None  # number of images to use, the same ones in every run; null: all
-    test_images: int | None = None
+    test_path: str | None = setting(None, "folder: directory or .zip of the test images, of the same classes", changeable=True)
+    held_out: float = setting(
+        0.2, "share of the images kept for testing where there are no others (digits; folder without test_path)",
+        above=0, below=1,
+    )  # fmt: skip
+    train_images: int | None = setting(
+        None, "train on this many images, drawn once and the same for every run; null: all", at_least=1, null="all"
+    )
+    test_images: int | None = setting(None, "test on this many images; null: all", at_least=1, null="all")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    name: ModelName = "cnn3"
-    norm: Norm = "mean_spectral"
-    variant: Variant = "full"  # densenet_bc: `published` keeps BatchNorm inside the dense layers, as the counts in the paper do
+    name: ModelName = setting("cnn3", "architecture")
+    norm: Norm = setting("mean_spectral", "norm of each layer")
+    variant: Variant = setting(
+        "full", "densenet_bc: published keeps BatchNorm inside the dense layers, as the paper's parameter counts do"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    lr: float = 0.001  # learning rate
-    beta1: float = 0.9  # decay of the mean gradient
-    beta2: float = 0.999  # decay of the mean squared gradient
+    lr: float = setting(0.001, "learning rate", above=0)
+    beta1: float = setting(0.9, "decay of the mean gradient", at_least=0, below=1)
+    beta2: float = setting(0.999, "decay of the mean squared gradient", at_least=0, below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTrainingConfig(TrainingConfig):
-    epochs: float = 10.0  # passes over the training images; the test images are classified after each
+    epochs: float = setting(
+        10.0, "passes over the training images; the test images are classified after each", above=0, at_most=100_000,
+        changeable=True,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbesConfig:
-    every: int = 100  # steps between two records in probes.jsonl; 0: off. Changes no weight.
-    layers: list[int] | None = None  # numbers of the weighted layers, from 1; null: the paper's eight of DenseNet-BC, else all
-    bins: int = 101  # of the gradient histograms
+    every: int = setting(100, "steps between two records in probes.jsonl; 0: off", at_least=0, changeable=True)
+    layers: list[int] | None = setting(
+        None, "numbers of the weighted layers, from 1; null: the paper's eight of DenseNet-BC, else all", changeable=True
+    )
+    bins: int = setting(101, "bins of the gradient histograms", at_least=1, at_most=10_000, changeable=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyConfig(RunConfig):
-    CHANGEABLE: ClassVar[tuple[str, ...]] = (*RunConfig.CHANGEABLE, "data.test_path", "training.epochs", "probes.every",
-        "probes.layers", "probes.bins")  # fmt: skip
-
     data: LabelledDataConfig = field(default_factory=LabelledDataConfig)
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     optimizer: AdamConfig = field(default_factory=AdamConfig)
@@ -58,18 +67,7 @@ class StudyConfig(RunConfig):
     def check(self) -> None:
         super().check()
         require = requirer(self)
-        require_numbers(
-            self,
-            at_least_one=("data.image_size", "probes.bins"),
-            not_negative=("probes.every",),
-            positive=("optimizer.lr", "training.epochs"),
-            below_one=("optimizer.beta1", "optimizer.beta2"),
-            at_most={"training.epochs": 100_000, "probes.bins": 10_000},
-        )
-        require(0 < self.data.held_out < 1, "data.held_out", "must be above 0 and below 1.")
         require(self.data.split == "train", "data.split", "a classifier trains on the train split and is tested on the other.")
-        for key, count in (("data.train_images", self.data.train_images), ("data.test_images", self.data.test_images)):
-            require(count is None or count >= 1, key, "must be at least 1, or null for all.")
         require(
             self.data.test_path is None or self.data.name == "folder",
             "data.test_path",

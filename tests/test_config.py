@@ -1,5 +1,6 @@
 """Settings: what is refused, what is warned about, what may change."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from gan.config import GanConfig, GanTrainingConfig, OptimizerConfig, load_config
 from gan.utils.errors import UserError
+from gan.utils.setting_fields import describe_settings
 from gan.utils.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
+from study.config import StudyConfig
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -81,7 +84,7 @@ def test_changes_that_touch_no_weight_are_allowed_and_all_others_shown() -> None
         else:
             other = "other"
         found = differences(set_value(config, key, other), config)
-        assert found == ([] if key in GanConfig.CHANGEABLE else [f"{key}: {value} -> {other}"])
+        assert found == ([] if key in GanConfig().changeable() else [f"{key}: {value} -> {other}"])
 
 
 def test_steps_may_not_change_when_learning_rates_depend_on_them() -> None:
@@ -94,7 +97,40 @@ def test_what_was_left_to_the_machine_stays_as_it_was_resolved() -> None:
     assert keep_resolved(GanConfig(), saved) == saved
     explicit = set_value(GanConfig(), "training.precision", "bf16")
     assert keep_resolved(explicit, saved).training.precision == "bf16"
-    assert all(dict(flatten(GanConfig()))[key] == value for key, value in GanConfig.RESOLVED.items())
+
+
+def test_every_setting_is_described_with_its_range() -> None:
+    for kind in (GanConfig, StudyConfig):
+        rows = describe_settings(kind)
+        assert [(row.key, row.default) for row in rows] == list(flatten(kind()))
+        assert all(row.meaning for row in rows)
+    rows = {row.key: row for row in describe_settings(GanConfig)}
+    assert rows["training.steps"][1:3] == ("int", 100_000)
+    assert (rows["training.steps"].range, rows["training.steps"].changeable) == ("at least 1", True)
+    assert (rows["loss.clip"].type, rows["loss.clip"].range) == ("float or null", "a positive number")
+    assert (rows["optimizer.beta1"].range, rows["optimizer.beta1"].changeable) == ("at least 0 and below 1", False)
+    assert rows["model.generator.channels"].range == "at least 1 and at most 8,192"
+    assert rows["loss.name"].type == "wgan | wgan-gp | sngan | hinge"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.steps=0", "must be at least 1."),
+        ("samples.every=-1", "must not be negative."),
+        ("optimizer.d_lr=0", "must be a positive number."),
+        ("optimizer.g_lr=.inf", "must be a positive number."),
+        ("optimizer.beta1=1", "must be at least 0 and below 1."),
+        ("training.ema_decay=.nan", "must be at least 0 and below 1."),
+        ("model.generator.channels=8193", "must be at most 8,192."),
+        ("loss.clip=0", "must be a positive number, or null for no clipping."),
+        ("seed=9223372036854775808", "must be below 2^63."),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(override: str, expected: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"^{re.escape(key)}=.*: {re.escape(expected)}$"):
+        load_config(CONFIGS[-1].parent / "digits_msngan.yaml", [override])
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:

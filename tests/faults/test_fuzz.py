@@ -152,7 +152,7 @@ FOUND: dict[str, tuple[Kind, Values, str]] = {
     "a process for every image": (GanConfig, {"data.workers": 2**31, "data.memory_gb": 0}, "must be at most 1,024."),
     "more steps than can be counted": (GanConfig, {"training.steps": 2**63}, "must be below 2^63."),
     "an infinite penalty": (GanConfig, {"loss.penalty": float("inf")}, "must be a finite number."),
-    "an infinite clip": (GanConfig, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be positive"),
+    "an infinite clip": (GanConfig, {"loss.name": "wgan", "loss.clip": float("inf")}, "must be a positive number"),
     "epochs without end": (StudyConfig, {"training.epochs": 1e30}, "must be at most 100,000."),
     "a histogram that no memory holds": (StudyConfig, {"probes.bins": 10_001}, "must be at most 10,000."),
     "a folder of a name too long": (StudyConfig, {"run.dir": "a" * 300}, "cannot be read (File name too long)."),
