@@ -26,7 +26,7 @@ LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num
 JOBS ?= 2
 TEST = $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: help setup train test test-fast faults table2 lint format hooks clean
+.PHONY: help setup train test test-fast faults table2 docs lint format hooks clean
 
 help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
@@ -34,6 +34,7 @@ help:
 	@echo "make test-fast  the tests that need less than a minute together"
 	@echo "make faults     kill, fill, damage and overload on purpose (half an hour: see docs/faults.md)"
 	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
+	@echo "make docs       build the documentation site into build/site, and check its links"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
 	@echo "make hooks      check style and types before each commit"
@@ -73,6 +74,10 @@ table2: setup
 			$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(FLOOR),--floor $(FLOOR)); \
 	done; done; \
 	$(RUN)/python -m eval table2 $$runs --extractor $(EXTRACTOR) --out $(OUT)
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
+	@echo "wrote build/site/index.html"
 
 lint: setup
 	$(RUN)/ruff check .

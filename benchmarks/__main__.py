@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
     parser.add_argument("--data", type=Path, metavar="ZIP", help="images in class folders (default: random images)")
     parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default: 500)")
-    parser.add_argument("--write", action="store_true", help="write the table into README.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/speed.md")
     parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(lines: list[Measurement]) -> None:
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "speed.md"
     before, _, rest = path.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     if not after:

@@ -109,6 +109,6 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_the_readme_has_a_place_for_the_table() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_page_on_speed_has_a_place_for_the_table() -> None:
+    text = (ROOT / "docs" / "speed.md").read_text()
     assert text.count(MARKS[0]) == text.count(MARKS[1]) == 1
