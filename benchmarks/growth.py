@@ -42,10 +42,10 @@ def score(count: int) -> Case:
     from benchmarks.scoring import paper_of
 
     extractor = load_extractor("efficientnet-lite0")
-    real = extract(_RandomImages(100), extractor, keep=False, shown=False)
+    real = extract(_RandomImages(100), extractor, use_cache=False, show_progress=False)
 
     def case() -> float:
-        features = extract(_RandomImages(count), extractor, keep=False, shown=False)
+        features = extract(_RandomImages(count), extractor, use_cache=False, show_progress=False)
         assert features is not None
         return float(measure(features, Reference(real), paper_of(count))["pooled"]["fid"])
 

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: turns in order, the same work on both sides, the same numbers out of it."""
+"""Benchmarks alternate their candidates, which do the same work and compute the same numbers."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ HERE = "tests.test_benchmarks"
 
 
 def sleeper(seconds: float, log: str) -> Case:
-    """Sleeps, and writes down that it did."""
+    """Return a case that sleeps and logs it."""
 
     def case() -> float:
         with Path(log).open("a") as file:
@@ -34,7 +34,7 @@ def failing() -> Case:
 
 
 @pytest.mark.slow
-def test_candidates_take_turns_and_their_own_time_is_measured(tmp_path: Path) -> None:
+def test_candidates_alternate_and_each_is_timed_alone(tmp_path: Path) -> None:
     log = tmp_path / "log"
     candidates = {str(s): Candidate(f"{HERE}:sleeper", {"seconds": s, "log": str(log)}) for s in (0.01, 0.05)}
     timings = compete(candidates, rounds=3, units=2, warm_up=1)

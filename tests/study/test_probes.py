@@ -17,7 +17,7 @@ from tests.study.common import contents, train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrizeNORMS4
+@pytest.mark.parametrize("norm", ["batch", "mean_spectral"])
 def test_probes_change_no_weight(norm: str, tmp_path: Path) -> None:
     with_probes = contents(train(tmp_path, f"model.norm={norm}", name="with"))
     without = contents(train(tmp_path, f"model.norm={norm}", "probes.every=0", name="without"))
