@@ -16,7 +16,7 @@ from accelerate.commands.launch import launch_command_parser
 from gan.config import GanConfig, load_config
 from gan.utils.errors import UserError
 from gan.utils.settings import flatten
-from study.config import StudyConfig
+from study.config import StudyConfig, load_study_config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")] + sorted(
