@@ -27,10 +27,11 @@ def settings_table(module: str, name: str) -> str:
     """Return a Markdown table of the settings of the dataclass ``module.name`` and of its sections."""
     from gan.utils.setting_fields import describe_settings
 
-    rows = ["| setting | type | default | meaning | range |", "|---|---|---|---|---|"]
+    rows = ["| setting | default | meaning | values |", "|---|---|---|---|"]
     for setting in describe_settings(getattr(importlib.import_module(module), name)):
         mark = " †" if setting.changeable else ""
         default = json.dumps(setting.default).strip('"')
-        cells = [f"`{setting.key}`{mark}", setting.type, f"`{default}`", setting.meaning, setting.range]
+        values = ", ".join(text for text in (setting.type, setting.range) if text)
+        cells = [f"`{setting.key}`{mark}", f"`{default}`", setting.meaning, values]
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows)
