@@ -4,11 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
-from gan.utils import cli, interrupts
+from gan.utils import cli
 
-DEFAULT = Path(__file__).resolve().parent / "configs" / "digits_msngan.yaml"
+DEFAULT = cli.find_config("digits_msngan")
 EXAMPLES = """examples:
   python train.py --config configs/digits_msngan.yaml
   python train.py --config configs/cifar10_msngan.yaml training.steps=50000 seed=1 run.name=msngan_seed1
@@ -23,25 +22,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="train.py", description="Train a GAN.", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEFAULT, help="YAML file of settings that differ from the defaults")
+    parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings, or the name of one in configs/")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
-    with interrupts.importing():
-        from gan.config import load_config
+    from gan.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    config = load_config(cli.find_config(options.config), options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.
-    with interrupts.importing():
-        from eval.scoring import open_training_scorer
-        from gan.runs.summary import describe_gan, summarize_gan
-        from gan.training.command import run_command
-        from gan.training.gan_task import train
+    from eval.scoring import open_training_scorer
+    from gan.runs.summary import describe_gan, summarize_gan
+    from gan.training.command import run_command
+    from gan.training.gan_task import train
 
     train_and_score = partial(train, open_scorer=open_training_scorer)
     return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run)
 
 
+console = cli.program(main)
+
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(sys.argv[1:])))
+    sys.exit(console())

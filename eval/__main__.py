@@ -8,11 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from gan.utils import interrupts
-
-if __name__ == "__main__":
-    interrupts.end_at_once()  # the imports below take seconds
-
 from accelerate import Accelerator
 
 from eval import metrics, table2_data
@@ -245,6 +240,7 @@ def _not_writable(out: Path, error: OSError) -> UserError:
     return UserError(f"--out {out}: cannot be written ({error.strerror}).")
 
 
+console = cli.program(main)
+
 if __name__ == "__main__":
-    interrupts.raise_again()
-    sys.exit(cli.run(lambda: main(sys.argv[1:])))
+    sys.exit(console())

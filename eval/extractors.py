@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gan.utils.downloads import alone_in, download, has_checksum
+from gan.utils.downloads import download, has_checksum
 from gan.utils.errors import UserError, first_line
+from gan.utils.locks import locked
 from gan.utils.safe_reading import read_file
 from gan.utils.tensor_files import load_tensors
 
@@ -180,7 +181,8 @@ def _inception_weights() -> Path:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / INCEPTION_FILES[0]
     try:
-        with alone_in(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
             for cached in (folder / name for name in INCEPTION_FILES):
                 if cached.exists():
                     _require_published(cached)

@@ -1,13 +1,12 @@
 """Extracted features on disk, found by the content of the images, the extractor and the versions that computed them."""
 
-import fcntl
 import hashlib
 import io
 import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ from eval.extractors import Extractor, Floats
 from eval.npz import read_arrays
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, remove_unfinished, write_atomically
+from gan.utils.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -76,19 +76,13 @@ class FeatureCache:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder inside the block: they wait, and then find the features."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / ".lock").open("ab")
-        except OSError as error:
-            raise self._not_writable(error) from None
-        with file:
+        waiting = "waiting for another process that extracts the same images"
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for another process that extracts the same images")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass  # a file system without locks: two processes may extract the same features, with the same result
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder / ".lock", lambda: log.info(waiting)))
+            except OSError as error:
+                raise self._not_writable(error) from None
             remove_unfinished(self.folder)
             yield
 

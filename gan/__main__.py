@@ -6,11 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan.utils import interrupts
-
-if __name__ == "__main__":
-    interrupts.end_at_once()  # what follows takes seconds to import
-
 import numpy as np
 import torch
 
@@ -142,6 +137,7 @@ def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
     image_files.save_animation(frames, options.out)
 
 
+console = cli.program(main)
+
 if __name__ == "__main__":
-    interrupts.raise_again()
-    sys.exit(cli.run(lambda: main(sys.argv[1:])))
+    sys.exit(console())

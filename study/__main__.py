@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gan.utils import cli, interrupts
+from gan.utils import cli
 from gan.utils.errors import UserError
 
 EXAMPLES = """examples:
@@ -27,10 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
     train = commands.add_parser("train", help="train one classifier")
-    train.add_argument("--config", type=Path, required=True, help="YAML file of settings that differ from the defaults")
+    train.add_argument("--config", required=True, help="YAML file of settings, or the name of one in configs/")
     train.add_argument("--dry-run", action="store_true", help="show what would run and where it would write; write nothing")
     sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
-    sweep.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE", help="one or more YAML files")
+    sweep.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more YAML files, or names")
     sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
     sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
@@ -70,13 +70,11 @@ def main(arguments: Sequence[str]) -> int:
     if pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
     if options.command == "speed":
-        with interrupts.importing():
-            from study.speed import write_speed
+        from study.speed import write_speed
 
         print(write_speed(options.out, options.rounds))
         return 0
-    with interrupts.importing():
-        from study.results import read_runs
+    from study.results import read_runs
 
     runs = read_runs(options.runs)
     if options.command == "tables":
@@ -91,25 +89,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    with interrupts.importing():
-        from study.config import load_study_config
+    from study.config import load_study_config
 
-    config = load_study_config(options.config, options.overrides)
-    with interrupts.importing():
-        from gan.training.command import run_command
-        from study.classifier_task import train
-        from study.summary import describe_classifier, summarize_classifier
+    config = load_study_config(cli.find_config(options.config), options.overrides)
+    from gan.training.command import run_command
+    from study.classifier_task import train
+    from study.summary import describe_classifier, summarize_classifier
 
     return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    with interrupts.importing():
-        from gan.utils.distributed import connected
-        from study.sweep import SweepGrid, readable, sweep
-        from study.tables import accuracy_table
+    from gan.utils.distributed import connected
+    from study.sweep import SweepGrid, readable, sweep
+    from study.tables import accuracy_table
 
-    grid = SweepGrid(options.config, options.norms, options.rates, options.seeds, options.overrides)
+    grid = SweepGrid(
+        [cli.find_config(name) for name in options.config], options.norms, options.rates, options.seeds, options.overrides
+    )
     folders = [config.folder for config in grid.runs()]  # a mistake in any is reported before the first is trained
     with connected() as accelerator:
         outcome = sweep(grid, accelerator, retry=options.retry)
@@ -122,5 +119,7 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+console = cli.program(main)
+
 if __name__ == "__main__":
-    sys.exit(cli.run(lambda: main(sys.argv[1:])))
+    sys.exit(console())

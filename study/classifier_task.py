@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from gan.data.datasets import ImageDataset
 from gan.data.stream import BatchStream
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import writing_to
+from gan.runs.lock import writing_to
 from gan.runs.loggers import Tracker
 from gan.training.context import Metrics, TrainContext
 from gan.training.loop import run_training

@@ -234,8 +234,7 @@ def test_without_a_network_the_error_names_the_place(name: str, tmp_path: Path, 
     def unreachable(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr("gan.utils.downloads.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(UserError, match=rf"not found at {tmp_path}.*could not be downloaded.*Put .* there") as caught:
         load_images(DataConfig(name=name, path=str(tmp_path)))
     assert "\n" not in str(caught.value)

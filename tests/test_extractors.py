@@ -102,8 +102,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    monkeypatch.setattr("gan.utils.downloads.PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
     return tmp_path / "hub" / "checkpoints"
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gan.utils.downloads import alone_in, download, has_checksum
+from gan.utils.downloads import download, has_checksum
 from gan.utils.errors import UserError, first_line
 from gan.utils.files import remove_unfinished, write_atomically
+from gan.utils.locks import locked
 from gan.utils.settings import DataConfig
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def load_published(data: DataConfig) -> tuple[NDArray[np.uint8], NDArray[np.int6
     else:
         file = kind.split_list[data.split][1] if data.name == "svhn" else kind.filename
     try:
-        with alone_in(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root):
             dataset = _mnist(kind, root, data) if "mnist" in data.name else _cifar_or_svhn(kind, root, data)
     except Exception as error:  # noqa: BLE001 (a damaged file can make its reader raise anything)
         raise UserError(

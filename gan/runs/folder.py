@@ -1,20 +1,8 @@
 """A run's folder: what is in it, whether it can go on, and who holds it."""
 
-import fcntl
 import json
 import logging
-import os
-import platform
-import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +10,8 @@ from accelerate import Accelerator
 from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
+from gan.runs.environment import environment
+from gan.runs.lock import RunLock, writing_to
 from gan.utils.errors import UserError
 from gan.utils.files import remove_unfinished, write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, refuse_links
@@ -30,7 +20,6 @@ from gan.utils.settings import C, RunConfig, differences, keep_resolved, load, s
 log = logging.getLogger(__name__)
 
 DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they were not finite
-PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "omegaconf", "pillow", "safetensors")
 
 
 def resolve(config: C, channels: int, device: torch.device) -> C:
@@ -106,10 +95,12 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
 
 
 def start_folder(
-    config: RunConfig, images: ImageDataset, accelerator: Accelerator, hold: "RunLock | None", step: int, *, looked: bool
+    config: RunConfig, images: ImageDataset, accelerator: Accelerator, lock: RunLock | None, step: int, *, evaluated: bool
 ) -> None:
-    """Signs the ``hold``, writes config.yaml and adds this start to environment.json. Where pictures and scores of ``step`` are
-    not done (``looked``), those that there are will be made again."""
+    """Sign the ``lock``, write config.yaml, and add this start to environment.json.
+
+    Where ``step`` has not been ``evaluated``, its scores are removed, since they will be made again.
+    """
     folder = config.folder
     record = folder / "environment.json"
     try:
@@ -118,99 +109,15 @@ def start_folder(
         raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
     starts.append(environment(config, images, accelerator, step))
     with writing_to(folder):
-        if hold is not None:
-            hold.sign()
+        if lock is not None:
+            lock.sign()
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
         (folder / DIVERGED).unlink(missing_ok=True)
         checkpoints.complete_replacement(folder / "best")
-        scores.forget_training_after(folder, step if looked else step - 1)
+        scores.forget_training_after(folder, step if evaluated else step - 1)
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
-
-
-@contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Tells an error of the disk as one about the run's ``folder``."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
-
-
-class RunLock:
-    """A run's folder held by this process, which its .lock file names, until ``close`` or the process's end."""
-
-    def __init__(self, folder: Path) -> None:
-        """Makes ``folder``. Raises UserError when another process holds it, on this machine or, where the file system passes
-        locks on, another."""
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / ".lock").open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with self._file:
-                raise UserError(
-                    f"{folder}: another process is training in it ({_holder(self._file)}). Wait for it or stop it, or set another"
-                    " run.name."
-                ) from None
-        except OSError as error:
-            log.warning(f"{folder} cannot be locked ({error.strerror}): nothing keeps a second process out of it.")
-        _open_locks.add(self._file)
-
-    def sign(self) -> None:
-        """Writes down who holds it, for a process that comes second."""
-        self._file.truncate(0)  # what a killed process left
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        self._file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": started}).encode())
-        self._file.flush()
-
-    def close(self) -> None:
-        _open_locks.discard(self._file)
-        with suppress(OSError):  # a full disk has room for nothing
-            if os.fstat(self._file.fileno()).st_size:
-                self._file.truncate(0)
-            self._file.close()
-
-
-def _holder(file: IO[bytes]) -> str:
-    try:
-        file.seek(0)
-        found = parse_json(file.read(1000))
-        return f"process {int(found['process'])} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is writing its name just now
-        return "which has not said its name yet"
-
-
-# A lock is held until every copy of the open file is closed, and a forked process has one: what decodes images may live on for
-# a while after its run was killed.
-_open_locks: set[IO[bytes]] = set()
-os.register_at_fork(after_in_child=lambda: [file.close() for file in _open_locks])
-
-
-def environment(config: RunConfig, images: ImageDataset, accelerator: Accelerator, step: int) -> dict[str, Any]:
-    """What a run's numbers may depend on besides its configuration."""
-    device = accelerator.device
-    project = Path(__file__).resolve().parents[2]
-    git = shutil.which("git")
-    commit = git and subprocess.run(
-        [git, "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
-    )
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "step": step,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "git_commit": commit.stdout.strip() or None if commit else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": accelerator.num_processes,
-        "precision": config.training.precision,
-        "data": images.fingerprint,
-        "command": sys.argv,
-    }
 
 
 def prospects(config: C, saved: C | None) -> list[str]:

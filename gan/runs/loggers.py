@@ -32,9 +32,9 @@ def check_trackers(*, wandb: Mode, tensorboard: bool) -> None:
         raise UserError("tracking.wandb=online: no key for wandb. Run 'wandb login', or set tracking.wandb=offline.")
 
 
-def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
+def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
     """Drops the lines of ``path`` after ``step``, and a last one that is not whole: they will be written again. Without
-    ``looked`` also those of ``step`` itself that are no record of the training (which has "seconds")."""
+    ``evaluated`` also those of ``step`` itself that are no record of the training (which has "seconds")."""
     if not path.exists():
         return
     end = 0
@@ -42,7 +42,7 @@ def truncate_metrics(path: Path, step: int, *, looked: bool = True) -> None:
         for line in file:
             try:
                 record = json.loads(line)
-                later = record["step"] > step or (record["step"] == step and not looked and "seconds" not in record)
+                later = record["step"] > step or (record["step"] == step and not evaluated and "seconds" not in record)
             except (ValueError, KeyError, TypeError, RecursionError):
                 break
             if not line.endswith(b"\n") or later:
@@ -84,9 +84,9 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
 class Lines:
     """A file of one JSON object a line, each with "step"; never half a line."""
 
-    def __init__(self, path: Path, step: int, *, looked: bool = True) -> None:
+    def __init__(self, path: Path, step: int, *, evaluated: bool = True) -> None:
         """Goes on after ``step``, as ``truncate_metrics`` leaves it."""
-        truncate_metrics(path, step, looked=looked)
+        truncate_metrics(path, step, evaluated=evaluated)
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
@@ -111,11 +111,11 @@ class Tracker:
 
     def __init__(
         self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Mode, project: str, tensorboard: bool,
-        looked: bool = True,
+        evaluated: bool = True,
     ) -> None:  # fmt: skip
         """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb. See ``truncate_metrics``."""
         self.folder = folder
-        self._metrics = Lines(folder / METRICS, step, looked=looked)
+        self._metrics = Lines(folder / METRICS, step, evaluated=evaluated)
         truncate_metrics(folder / PROBES, step)
         self._probes: Lines | None = None
         self._wandb: WandbRun | None = None

@@ -1,16 +1,16 @@
 """A run's scores.jsonl: one record a line, written by training or by a command; and which score is the best."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
+from gan.utils.locks import locked
 from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_links
 
 FILE = "scores.jsonl"
@@ -121,7 +121,5 @@ def distance_of(record: Record) -> float:
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process write at a time: a command may score a run in training."""
     refuse_links(folder)
-    with (folder / ".scores.lock").open("ab") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / ".scores.lock"):
         yield

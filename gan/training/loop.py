@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import RunLock, is_run, open_run, same_settings, start_folder
+from gan.runs.folder import is_run, open_run, same_settings, start_folder
+from gan.runs.lock import RunLock
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
 from gan.training.health import DivergenceMonitor
@@ -93,7 +94,7 @@ def run_training(
 
         # Records. From here on the run's folder is written to.
         lock = lock if resuming else _lock(config, accelerator, stack)
-        on_main(accelerator, lambda: start_folder(config, images, accelerator, lock, start, looked=evaluated))
+        on_main(accelerator, lambda: start_folder(config, images, accelerator, lock, start, evaluated=evaluated))
         tracker = stack.enter_context(_open_tracker(config, accelerator, start, evaluated))
         stop = stack.enter_context(StopRequest(accelerator))
         progress = stack.enter_context(Progress(start, last, "step", shown=accelerator.is_main_process))
@@ -184,7 +185,7 @@ def _open_tracker(config: RunConfig, accelerator: Accelerator, start: int, evalu
             tracker = Tracker(
                 config.folder,
                 start,
-                looked=evaluated,
+                evaluated=evaluated,
                 settings=dict(flatten(config)),
                 wandb=tracking.wandb,
                 project=tracking.wandb_project,

@@ -1,12 +1,15 @@
-"""How every command of the project ends: exit code 0; 2 and one line for a user's mistake; anything else is ours."""
+"""What all programs share: exit codes, errors in one line, options, configurations by name."""
 
 import argparse
+import difflib
 import errno
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
 
 from gan.utils.errors import LostProcessError, TrainingDivergedError, UserError, first_line
 from gan.utils.memory import keep_large_blocks
@@ -25,14 +28,19 @@ def is_users(error: Exception) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes told in one line."""
+    """argparse with ``--version``, and with errors in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.add_help:
+            self.add_argument("--version", action="version", version=f"msngan {version('msngan')}", help="show the version")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def whole_number(low: int) -> Callable[[str], int]:
-    """Reads a whole number from ``low`` up."""
+    """Return a function that parses a whole number of at least ``low``."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or not low <= int(text) < 2**63:
@@ -42,8 +50,29 @@ def whole_number(low: int) -> Callable[[str], int]:
     return read
 
 
+def find_config(name: str) -> Path:
+    """Return the configuration file ``name``: a path, or the name of one that comes with the package.
+
+    Raises UserError where there is neither, with the names that are most alike.
+    """
+    if Path(name).is_file() or name.endswith((".yaml", ".yml")):
+        return Path(name)
+    package = Path(__file__).resolve().parents[1]
+    root = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), package)
+    if (found := root / f"{name}.yaml").is_file():
+        return found
+    known = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    near = difflib.get_close_matches(name, known, 3) or known
+    raise UserError(f"--config {name}: neither a file nor the name of a configuration, such as {', '.join(near)}.")
+
+
+def program(main: Callable[[Sequence[str]], int]) -> Callable[[], int]:
+    """Return the entry point of a program: ``main`` with the arguments of the command line, its errors in one line."""
+    return lambda: run(lambda: main(sys.argv[1:]))
+
+
 def run(command: Callable[[], int]) -> int:
-    """``command``'s exit code, its errors told in one line on stderr."""
+    """Return the exit code of ``command``: 2 after one line on stderr for a user's mistake; other errors are ours."""
     keep_large_blocks()
     show_messages()
     try:

@@ -1,6 +1,5 @@
 """Writing files so that a kill, a crash or a full disk leaves the old content or the new, never a part."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gan.utils.errors import UserError
+from gan.utils.locks import FileLock
 
 
 def sync_folder(folder: Path) -> None:
@@ -80,10 +80,11 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(f"{out}: is the current folder or a mounted one, which cannot be made anew. Choose a folder in it.")
     unfinished = place.with_name(f".{place.name}.unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
-    handle = os.open(unfinished, os.O_RDONLY)
+    lock = FileLock(unfinished)
     try:
-        with suppress(OSError):  # a file system without locks
-            _lock(handle, out)
+        with suppress(OSError):  # raised on a file system without locks
+            if not lock.acquire(wait=False):
+                raise UserError(f"{out}: another process is making it. Wait for it, or choose another folder.")
         for leftover in unfinished.iterdir():
             leftover.unlink()
         try:
@@ -94,11 +95,4 @@ def new_folder(out: Path) -> Iterator[Path]:
             raise
         sync_folder(place.parent)
     finally:
-        os.close(handle)
-
-
-def _lock(handle: int, out: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{out}: another process is making it. Wait for it, or choose another folder.") from None
+        lock.close()

@@ -93,16 +93,6 @@ class Code:
         return (os.system, (self.text,))
 
 
-class Room:
-    """What torch's unpickler makes without running code, though it takes ``size`` bytes."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __reduce__(self) -> tuple[object, tuple[int]]:
-        return (bytearray, (self.size,))
-
-
 def saved(value: object, **options: object) -> bytes:
     """As torch.save writes it."""
     buffer = io.BytesIO()

@@ -191,8 +191,6 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "a name with terminal codes": (in_zip((b"\x1b[31m\nerror: x\r.png", b"?", 0, 1, 0)), "not an image"),
     "a path outside": (in_zip((b"../../evil.png", b"?", 0, 1, 0)), "not an image"),
     "code in optimizers.pt": (checkpoint("optimizers.pt", lambda world: saved({"generator": Code(world)})), NONE_LEFT),
-    "room for 8 GB in optimizers.pt": (
-        checkpoint("optimizers.pt", lambda _: saved({"generator": hostile.Room(2**33)})), NONE_LEFT),
     "a device for optimizers.pt": (endless, NONE_LEFT),
     "other values in optimizers.pt": (checkpoint("optimizers.pt", lambda _: saved({"generator": 1})), "does not fit"),
     "a safetensors header of 2^60 bytes": (
@@ -236,7 +234,6 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "weights with code": (weights(lambda world: saved({"a": Code(world)})), "not a state_dict"),
     "weights with code, as before torch 1.6": (
         weights(lambda world: saved({"a": Code(world)}, _use_new_zipfile_serialization=False)), "not a state_dict"),
-    "weights that make room for 8 GB": (weights(lambda _: saved({"a": hostile.Room(2**33)})), "no part of a tensor"),
     "scores nested too deep": (record("scores.jsonl", b"[" * 10**6 + b"\n", table2), "is not a score"),
     "scores without scores": (
         record("scores.jsonl", b'{"step": 1, "protocol": "a", "source": "a", "series": "a"}\n', table2), "is not a score"),

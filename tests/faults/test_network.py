@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-import psutil
 import pytest
 
 from gan.runs import wandb_run
@@ -20,6 +19,7 @@ from tests.faults.servers import WandbServer
 from tests.test_resume import contents
 
 Tiny = Callable[..., list[str]]
+COMMAND = " can be uploaded by: "
 SETTINGS = ["training.steps=60", "samples.every=20", "checkpoint.every=30"]
 # train.py, which says at its end how long it was inside wandb; without the time that importing it takes.
 TIMED = """
@@ -75,9 +75,9 @@ def lines_of(run: Path) -> int:
 
 
 def upload(errors: str, home: Path) -> WandbServer:
-    """Runs the command that the run told its user, at a server that works, which is returned with what it got."""
-    (told,) = [line for line in errors.splitlines() if "To upload it: " in line]
-    words = shlex.split(told.partition("To upload it: ")[2])
+    """Run the command that the run logged, with a server that works; return that server."""
+    (line,) = [line for line in errors.splitlines() if COMMAND in line]
+    words = shlex.split(line.partition(COMMAND)[2])
     with WandbServer() as server:
         program = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
         environment = {**os.environ, **wandb_environment(server, home)}
@@ -149,12 +149,11 @@ def server_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wan
 
 
 @pytest.mark.slow
-def test_a_server_that_works_gets_all_and_nothing_is_left_to_upload(
+def test_a_server_that_works_gets_all(
     server_here: WandbServer, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(tiny("training.steps=4", "samples.every=2", "tracking.wandb=online")) == 0
     shown, run = capsys.readouterr().err, tmp_path / "runs" / "tiny"
-    assert "To upload it" not in shown
     assert f"wandb: {server_here.url}/me/msngan/runs/{(run / 'wandb-id').read_text()}" in shown
     assert sent_losses(server_here) == losses(run)
 
@@ -211,83 +210,7 @@ def test_a_server_that_breaks_in_the_middle_costs_a_bounded_time_at_the_end_and_
     assert "Traceback" not in errors
     require_the_same_run(run, untracked)
     require_bounds(errors)
-    assert "Its server has not got all of this run" in errors
     assert sent_losses(upload(errors, tmp_path)) == losses(run)
-
-
-def cores(process: int) -> list[psutil.Process]:
-    """wandb's own processes, begun by ``process``."""
-    return [child for child in psutil.Process(process).children() if child.name() == "wandb-core"]
-
-
-@pytest.mark.faults
-def test_the_run_outlives_wandbs_own_process_and_its_record_goes_on(untracked: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
-        wait_for(lambda: lines_of(run) > 1)
-        (core,) = cores(process.pid)
-        core.kill()
-        killed_at = lines_of(run)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors
-    assert "warning: wandb failed" in errors
-    require_the_same_run(run, untracked)
-    later = upload(errors, tmp_path)
-    expected = losses(run)
-    assert len(expected) == 60
-    sent = sent_losses(later)
-    assert {step: sent[step] for step in expected if step > killed_at + 1} == {
-        step: loss for step, loss in expected.items() if step > killed_at + 1
-    }
-
-
-@pytest.mark.faults
-def test_wandbs_own_process_standing_still_costs_a_bounded_time_and_changes_nothing(untracked: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with WandbServer() as server, start(server, tmp_path, "tracking.wandb=online") as process:
-        wait_for(lambda: lines_of(run) > 1)
-        (core,) = cores(process.pid)
-        core.suspend()
-        _, errors = process.communicate(timeout=300)
-    print(errors)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors
-    require_the_same_run(run, untracked)
-    require_bounds(errors)
-    assert "Its server has not got all of this run" in errors
-
-
-def standing_still(folder: Path, patch: pytest.MonkeyPatch) -> wandb_run.WandbRun:
-    """A run in this process, whose wandb's own process stands still; that of a test before may still be ending."""
-    patch.setattr(wandb_run, "STILL", 2.0)
-    others = cores(os.getpid())
-    record = wandb_run.WandbRun(folder, "online", project="msngan")
-    (core,) = [process for process in cores(os.getpid()) if process not in others]
-    core.suspend()
-    return record
-
-
-@pytest.mark.slow
-def test_a_run_whose_wandb_stands_still_goes_on_offline_once_it_would_wait_for_it(
-    server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = standing_still(tmp_path, monkeypatch)
-    steps = iter(range(10**6))
-    while "Training goes on, recorded offline" not in capsys.readouterr().err:  # until what it can take is full
-        step = next(steps)
-        began = time.monotonic()
-        record.log(step, {"d_loss": 0.5, "a text": "x" * 10_000})
-        assert time.monotonic() - began < 10
-    began = time.monotonic()
-    record.log(step + 1, {"d_loss": 0.25})
-    record.close()
-    assert time.monotonic() - began < 10
-    shown = capsys.readouterr().err
-    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert str(offline) in shown
-    # What it could not take before it was killed is lost. With nothing written, it is no part that can be uploaded.
-    assert sent_losses(upload(shown, tmp_path)).items() >= {step: 0.5, step + 1: 0.25}.items()
 
 
 def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
@@ -296,9 +219,6 @@ def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
     broken = mock.Mock()
     broken.init.side_effect = RuntimeError("no")
     monkeypatch.setattr(wandb_run, "library", lambda: broken)
-    (tmp_path / "wandb" / "run-1-x" / "logs").mkdir(parents=True)
-    (tmp_path / "wandb-id").write_text("x")
-    os.mkfifo(tmp_path / "wandb" / "run-1-x" / "run-x.wandb")  # of a stranger: never waited for
     record = wandb_run.WandbRun(tmp_path, "online")
     record.log(1, {"d_loss": 0.5})
     record.close()
@@ -307,41 +227,21 @@ def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
     assert line == "warning: wandb failed (no). Training goes on, recorded in its own files alone."
 
 
-@pytest.mark.slow
-def test_that_nothing_can_be_uploaded_is_told(
-    server_here: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_error_while_logging_is_one_warning_and_ends_the_copy_at_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    record = standing_still(tmp_path, monkeypatch)
-    (file,) = (tmp_path / "wandb").glob("run-*/*.wandb")
-    os.truncate(file, 7)  # as a kill in the first second leaves it, which may have passed
+    broken = mock.Mock()
+    broken.init.return_value.log.side_effect = RuntimeError("no")
+    broken.init.return_value.dir = str(tmp_path)
+    monkeypatch.setattr(wandb_run, "library", lambda: broken)
+    record = wandb_run.WandbRun(tmp_path, "online")
+    for step in (1, 2):
+        record.log(step, {"d_loss": 0.5})
     record.close()
-    shown = capsys.readouterr().err
-    assert "Its server has not got all of this run" in shown
-    assert "Nothing of it can be uploaded later" in shown
-    assert "To upload it: " not in shown
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [7, 200])
-def test_a_part_whose_beginning_was_cut_off_by_a_kill_does_not_keep_the_others_from_being_uploaded(
-    size: int, server_here: WandbServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = wandb_run.WandbRun(tmp_path, "offline", project="msngan")
-    first.log(1, {"d_loss": 0.5})
-    first.close()
-    (part,) = (tmp_path / "wandb").glob("offline-run-*")
-    (file,) = part.glob("*.wandb")
-    cut = part.with_name(part.name.replace("offline-run-2", "offline-run-1"))  # some other time
-    cut.mkdir()
-    (cut / file.name).write_bytes(file.read_bytes()[:size])
-    time.sleep(1)  # wandb names parts by the second
-    capsys.readouterr()
-    second = wandb_run.WandbRun(tmp_path, "offline", project="msngan")
-    second.log(2, {"d_loss": 0.25})
-    second.close()
-    shown = capsys.readouterr().err
-    assert str(cut) not in shown
-    assert sent_losses(upload(shown, tmp_path)) == {1: 0.5, 2: 0.25}
+    assert broken.init.return_value.log.call_count == 1
+    assert [message.getMessage() for message in caplog.records if message.levelname == "WARNING"] == [
+        "wandb failed (no). Training goes on, recorded in its own files alone."
+    ]
 
 
 @pytest.mark.faults
@@ -357,7 +257,6 @@ def test_what_a_killed_process_recorded_is_uploaded_with_the_rest(mode: str, tmp
         with start(server, tmp_path, wandb, f"training.steps={last + 30}") as process:
             _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert ("What was recorded before a kill may not be at its server" in errors) == (mode == "online")
     expected = losses(run)
     assert len(expected) == last + 30
     sent = sent_losses(upload(errors, tmp_path))

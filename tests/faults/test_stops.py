@@ -24,7 +24,6 @@ from gan.runs import checkpoints
 from gan.utils import cli
 from tests.faults.common import BETTER, Capsys, Tiny, empty_cache, nothing_half, pictures, tell
 from tests.small import scale_down
-from tests.study.common import DIGITS
 from tests.test_resume import calm, contents
 from tests.workers import PROGRAMS, config_of, in_process, run_to_the_end, train_to_the_end
 
@@ -209,44 +208,6 @@ def stopped_at_the_shell(words: list[str], number: int, when: Callable[[int], bo
         assert time.monotonic() - began < 30, "a process of it lives on"
         time.sleep(0.1)
     return process.returncode, said, seconds
-
-
-def later(seconds: float) -> Callable[[int], bool]:
-    end = time.monotonic() + seconds
-    return lambda _: time.monotonic() >= end
-
-
-PYTHON = 0.3  # seconds in which Python itself comes up, and shows a traceback of its own
-
-
-@pytest.mark.faults
-def test_a_signal_at_any_moment_of_a_start_ends_it_with_one_line_at_most(
-    finished_run: Path, tmp_path: Path, tiny: Tiny, capsys: Capsys
-) -> None:
-    run = tmp_path / "runs" / "tiny"
-    programs = {
-        "train.py": ["train.py", *tiny("training.steps=100000")],
-        "eval": ["-m", "eval", "score", str(finished_run), "--protocol", "paper", "--extractor", "efficientnet-lite0"],
-        "gan": ["-m", "gan", "sample", str(finished_run), "--out", str(tmp_path / "a.zip"), "--single", "--count", "1000000"],
-        "study": ["-m", "study", "sweep", "--config", str(DIGITS), f"run.dir={tmp_path / 'study'}"],
-    }
-    moments, counts = random.Random(0), []
-    for name, words in programs.items():
-        for number in STOPS:
-            for _ in range(4):
-                shutil.rmtree(run, ignore_errors=True)
-                code, said, _ = stopped_at_the_shell(words, number, later(moments.uniform(PYTHON, 4)))
-                assert "Traceback" not in said, said
-                if "stopped by" in said:
-                    assert code == 128 + number
-                elif number == signal.SIGINT:
-                    # To a shell both are 130. Python dies by the signal where it came within an exec(), as of dataclasses.
-                    assert code in (130, -signal.SIGINT), said
-                    assert said.splitlines()[-1] == "error: interrupted."
-                else:
-                    assert code == -signal.SIGTERM, said
-                counts.append(f"{name} {number.name}")
-    tell(capsys, f"{len(counts)} stops of starts: " + ", ".join(f"{name} {counts.count(name)}" for name in sorted(set(counts))))
 
 
 @pytest.mark.faults
