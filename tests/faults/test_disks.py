@@ -100,7 +100,7 @@ def check_stopped_and_goes_on(
     kept = checkpoints.newest(folder / "run" / "checkpoints", print)
     if "saved up to step" in line:
         assert kept is not None
-        assert f"saved up to step {kept.step}. Mend that, and the same command goes on from there." in line
+        assert f"saved up to step {kept.step}. Once this is repaired, the same command resumes from there." in line
     mend()
     done = train(folder)
     assert done.returncode == 0, done.stderr
@@ -233,7 +233,7 @@ def test_any_flipped_or_missing_byte_of_a_checkpoint_is_noticed_and_the_one_befo
             found = checkpoints.newest(root, told.append)
             assert found is not None
             assert found.step == 2, f"{path.name}: {what} was not noticed"
-            assert "step-00000004" in told[0] and "Going on from step 2 instead." in told[0]
+            assert "step-00000004" in told[0] and "Resuming from step 2 instead." in told[0]
             tried += 1
         path.unlink()
         found = checkpoints.newest(root, told.append)

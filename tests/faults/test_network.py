@@ -280,7 +280,7 @@ def test_a_stopped_run_leaves_within_the_bound_when_the_server_hangs(number: int
         took = time.monotonic() - began
     print(f"left {took:.1f} s after the signal\n{errors}")
     assert process.returncode == 128 + number
-    assert "saved. The same command goes on from there" in errors
+    assert "saved. The same command resumes from there" in errors
     assert took < wandb_run.END
     assert sent_losses(upload(errors, tmp_path)) == losses(run)
 
