@@ -9,8 +9,9 @@ from gan.utils.files import new_folder, write_synced
 
 
 def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
-    """Writes a folder that ``load_generator`` reads: weights as safetensors, configuration, a model card with a grid. It is
-    there whole or not at all.
+    """Write a folder that ``load_generator`` reads: weights as safetensors, configuration, and a model card with a grid.
+
+    A kill leaves the whole folder or none.
 
     Raises UserError when ``out`` exists and is not empty.
     """

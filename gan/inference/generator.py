@@ -1,4 +1,4 @@
-"""A trained generator from a run, a checkpoint or an export: load it, sample from it, export it."""
+"""Load a trained generator from a run, a checkpoint or an export, and sample from it."""
 
 import logging
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class TrainedGenerator:
     network: nn.Module
     config: GanConfig
     step: int  # G updates it was trained for
-    weights: Weights  # the averaged generator's or the trained one's
+    weights: Weights  # ema: averaged over training; raw: as trained
     folder: Path  # the checkpoint
 
     def sample(self, count: int, seed: int = 0, start: int = 0) -> Tensor:
-        """The samples ``start`` to ``start + count`` of ``seed``: (count, C, S, S) uint8 on the CPU.
+        """Return the samples ``start`` to ``start + count`` of ``seed``: (count, C, S, S) uint8 on the CPU.
 
-        A sample is a function of (seed, index): the same whatever else is asked for in the same call.
+        A sample is a function of (seed, index) alone, whatever the range of the call.
 
         Raises UserError for a count below 1 or a start below 0.
         """
@@ -45,11 +45,11 @@ class TrainedGenerator:
 
 
 def load_generator(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> TrainedGenerator:
-    """The generator of a run (its newest whole checkpoint), of one of its checkpoints, or of an export.
+    """Load the generator of a run (from its newest whole checkpoint), of one of its checkpoints, or of an export.
 
-    ``weights`` chooses ``ema`` (the average over training) or ``raw``; None is the average where there is one.
+    ``weights`` is ``ema`` (the average over training) or ``raw``; None takes the average where there is one.
 
-    Raises UserError when there is none.
+    Raises UserError when there is no usable generator.
     """
     path = Path(path)
     if weights not in (None, *WEIGHT_FILES):
@@ -70,7 +70,7 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
 
 
 def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
-    """The generator of one checkpoint or export."""
+    """Load the generator of one checkpoint or export."""
     available = checkpoints.networks(folder)
     chosen: Weights = weights or ("ema" if "ema" in available else "raw")
     if WEIGHT_FILES[chosen] not in available:
@@ -88,10 +88,10 @@ def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> 
 
 
 def _require_as_many(config: GanConfig, saved: checkpoints.StateDict) -> None:
-    """Raises RuntimeError where ``config`` claims more weights than were ``saved``, before there is room made for them."""
+    """Raise RuntimeError where ``config`` describes more weights than were ``saved``, before memory is allocated for them."""
     if config.data.channels is None:
         raise RuntimeError("a run resolves data.channels when it starts")
-    with torch.device("meta"):  # takes no memory; a norm, which would compute, only adds to the weights
+    with torch.device("meta"):  # allocates no memory; the norms, which would compute on it, only add weights
         bare = build_generator(set_value(config, "model.generator.norm", "none"))
     if sum(p.numel() for p in bare.parameters()) > sum(weight.numel() for weight in saved.values()):
         raise RuntimeError("more weights than were saved")

@@ -18,12 +18,12 @@ Pixels = NDArray[np.uint8]
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to 0..255 by rounding, as a PNG would hold it. (Flooring would darken by half a level.)"""
+    """Map [-1, 1] to 0..255 by rounding, as in a PNG. Flooring would darken images by half a level."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Pixels:
-    """(N, C, H, W) uint8 side by side, on white: (H', W', 3), or (H', W') for grey. As near to a square as it goes."""
+    """Return images (N, C, H, W) uint8 side by side on white: (H', W', 3), or (H', W') for grey; by default nearly square."""
     count, channels, height, width = images.shape
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
@@ -36,14 +36,14 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Pixels
 
 
 def encode(pixels: Pixels, format: str = "PNG") -> bytes:
-    """An image file's content for (H, W) or (H, W, 3)."""
+    """Return the content of an image file for (H, W) or (H, W, 3) uint8."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format=format)
     return buffer.getvalue()
 
 
 def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 300) -> None:
-    """An endless GIF of ``frames``, the last one held longer."""
+    """Write ``frames`` as an endless GIF that shows the last one longer."""
     images = [Image.fromarray(frame) for frame in frames]
     buffer = BytesIO()
     durations = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
@@ -52,7 +52,7 @@ def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 
 
 
 def save_images(pieces: Iterable[Tensor], out: Path, *, start: int = 0) -> int:
-    """Single PNGs, named by index, into a folder or a .zip (stored, not compressed again). Returns their number.
+    """Write single PNGs, named by index, into a folder or a .zip (stored, not compressed). Return their number.
 
     A kill leaves no part of them under the name of ``out``, and the same call then begins anew.
 

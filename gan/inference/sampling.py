@@ -1,4 +1,4 @@
-"""Images from a generator: seeded samples, grids, interpolations and animations."""
+"""Samples and interpolations of a generator, as functions of a seed."""
 
 from collections.abc import Iterator
 
@@ -12,13 +12,13 @@ CHUNK = 64  # images in one forward pass, see `generate`
 
 
 def latents(seed: int, start: int, count: int, latent_dim: int) -> Tensor:
-    """z ~ N(0, I) of the samples ``start`` to ``start + count`` of ``seed``: (count, latent_dim) float32."""
+    """Return z ~ N(0, I) of the samples ``start`` to ``start + count`` of ``seed``: (count, latent_dim) float32."""
     return torch.from_numpy(keyed_random.normal(seed, "sample", start, count, latent_dim))
 
 
 @torch.no_grad()
 def render(generator: nn.Module, z: Tensor) -> Tensor:
-    """Images of the noise ``z`` (N, latent_dim), in evaluation mode and float32: (N, C, H, W) uint8 on the CPU.
+    """Return the images of ``z`` (N, latent_dim), in evaluation mode and float32: (N, C, H, W) uint8 on the CPU.
 
     Leaves the generator's mode as it was. Images are computed in full chunks of fixed size, since a convolution's last
     bits depend on its batch size; noise that does not fill one is padded.
@@ -37,7 +37,7 @@ def render(generator: nn.Module, z: Tensor) -> Tensor:
 
 
 def generate(generator: nn.Module, *, seed: int, start: int = 0, count: int, latent_dim: int) -> Iterator[Tensor]:
-    """The samples ``start`` to ``start + count`` of ``seed`` in pieces of at most CHUNK: (n, C, H, W) uint8.
+    """Yield the samples ``start`` to ``start + count`` of ``seed`` in pieces of at most CHUNK: (n, C, H, W) uint8.
 
     A sample is a function of the generator, the seed and its index, to the last bit: chunks begin at multiples of CHUNK
     whatever range is asked for.
@@ -49,7 +49,7 @@ def generate(generator: nn.Module, *, seed: int, start: int = 0, count: int, lat
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Spherical interpolation (Shoemake 1985; for Gaussian noise, White 2016) from ``a`` (t=0) to ``b`` (t=1), (N, D) each."""
+    """Interpolate on a sphere (Shoemake 1985; for Gaussian noise, White 2016) from ``a`` (t=0) to ``b`` (t=1), (N, D) each."""
     a_unit, b_unit = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
     angle = torch.acos((a_unit * b_unit).sum(1, keepdim=True).clamp(-1, 1))
     straight = torch.lerp(a, b, t)
@@ -58,7 +58,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def interpolations(generator: nn.Module, *, seed: int, rows: int, columns: int, latent_dim: int) -> Tensor:
-    """``rows`` walks between two samples each, in ``columns`` images: (rows * columns, C, H, W) uint8."""
+    """Return ``rows`` interpolations between two samples each, in ``columns`` images: (rows * columns, C, H, W) uint8."""
     ends = latents(seed, 0, 2 * rows, latent_dim)
     steps = [slerp(ends[0::2], ends[1::2], column / max(1, columns - 1)) for column in range(columns)]
     return render(generator, torch.stack(steps, 1).flatten(0, 1))

@@ -8,13 +8,16 @@ from torch import Tensor
 
 
 def processes() -> int:
-    """Number of processes that share a batch."""
+    """Return the number of processes that share a batch."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """An all-reduce that can be differentiated any number of times: every process's loss depends on every input, so the
-    gradient of an input is the sum of theirs. (torch.distributed.nn has the same and has been deprecated.)"""
+    """An all-reduce that can be differentiated any number of times.
+
+    Every process's loss depends on every input, so an input's gradient is the sum of the processes' gradients.
+    torch.distributed.nn has the same function, which is deprecated.
+    """
 
     @staticmethod
     def forward(_context: Any, x: Tensor) -> Tensor:
@@ -29,10 +32,11 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of ``x`` over all processes; differentiable, any number of times. ``x`` itself where there is one."""
+    """Return the mean of ``x`` over all processes, differentiable any number of times; ``x`` itself for a single process."""
     count = processes()
     return x if count == 1 else _SumOverProcesses.apply(x) / count
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
+    """Return the sum of ``x`` over all processes, not differentiable; ``x`` itself for a single process."""
     return x if processes() == 1 else _SumOverProcesses.forward(None, x)

@@ -9,9 +9,9 @@ from gan.models.all_reduce import mean_over_processes, processes
 class BatchNorm(nn.SyncBatchNorm):
     """Batch normalisation (Ioffe & Szegedy 2015; Eq. 1 of the MSN paper) over all processes, on any device.
 
-    Input (B, C, ...); parameters, buffers and state_dict are those of torch's BatchNorm. One process uses torch's own
-    kernel, several CUDA processes SyncBatchNorm. That has no CPU form and no second derivative: there, the statistics
-    come from differentiable all-reduces.
+    The input is (B, C, ...). Parameters, buffers and state_dict are those of torch's BatchNorm. A single process uses torch's
+    kernel, and several CUDA processes use SyncBatchNorm. SyncBatchNorm supports neither CPUs nor second derivatives; in these
+    cases the statistics come from differentiable all-reduces.
     """
 
     def __init__(self, num_features: int, *, twice_differentiable: bool = False) -> None:
@@ -29,7 +29,7 @@ class BatchNorm(nn.SyncBatchNorm):
         with torch.autocast(x.device.type, enabled=False):
             values = x if x.dtype == torch.float64 else x.float()
             others = [d for d in range(x.dim()) if d != 1]
-            # Two passes: E[x^2] - E[x]^2 would lose digits where the mean is large.
+            # Two passes, since E[x^2] - E[x]^2 loses digits where the mean is large.
             mean = mean_over_processes(values.mean(others, keepdim=True))
             centred = values - mean
             variance = mean_over_processes(centred.square().mean(others, keepdim=True))

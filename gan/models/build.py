@@ -1,4 +1,4 @@
-"""The networks that a configuration describes: the only module here that knows the settings."""
+"""Build the networks that a configuration describes: the only module of this room that knows the settings."""
 
 import torch
 
@@ -7,7 +7,7 @@ from gan.models.dcgan import Discriminator, Generator
 
 
 def build_generator(config: GanConfig) -> Generator:
-    """The generator that ``config`` describes, its initial weights a function of the seed alone.
+    """Return the generator that ``config`` describes. Its initial weights are a function of the seed alone.
 
     ``config.data.channels`` must have been resolved.
     """
@@ -25,7 +25,7 @@ def build_generator(config: GanConfig) -> Generator:
 
 
 def build_discriminator(config: GanConfig) -> Discriminator:
-    """Like ``build_generator``, from a sequence of its own."""
+    """Return the discriminator that ``config`` describes, as ``build_generator``, from another random sequence."""
     assert config.data.channels is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1_000_003)

@@ -15,7 +15,7 @@ def _initialise(layer: Layer, std: float) -> Layer:
 
 
 class Generator(nn.Module):
-    """Noise (B, latent_dim) to images (B, image_channels, S, S) in [-1, 1].
+    """Generator: noise (B, latent_dim) to images (B, image_channels, S, S) in [-1, 1].
 
     dense -> 8c x S/8 x S/8; three times ConvTranspose 4/2 to 4c, 2c, c; conv 3/1; tanh. Each layer but the last under
     ``norm`` and ReLU. A bias that the norm's own would cancel is left out.
@@ -45,7 +45,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (B, image_channels, S, S) in [-1, 1] to unbounded scores (B,).
+    """Discriminator: images (B, image_channels, S, S) in [-1, 1] to logits (B,).
 
     conv 3/1 c, 4/2 c, 3/1 2c, 4/2 2c, 3/1 4c, 4/2 4c, 3/1 8c, each under ``norm`` and LeakyReLU; then dense to 1.
     """
@@ -79,5 +79,5 @@ class Discriminator(nn.Module):
 
 
 def trainable_parameters(network: nn.Module) -> int:
-    """Number of trainable scalars, as Table III of the MSN paper counts them."""
+    """Return the number of trainable scalars, as Table III of the MSN paper counts them."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -12,18 +12,17 @@ from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_prec
 class MeanSpectralNorm(SpectralNorm):
     """Mean spectral normalisation: h = (W / sigma(W)) g (Eq. 6), output h - E[h] + m (Eq. 7).
 
-    E is the mean of each channel over batch and positions; in evaluation mode its running average. m is learned. The
-    layer's own bias would be cancelled by the mean: it is left out and gets no gradient.
+    E is the mean of each channel over batch and positions; in evaluation mode it is the running mean. m is learned. The mean
+    would cancel the layer's own bias, so that bias is not used and gets no gradient.
 
-    The layer is linear, so E[h] is W applied to the mean of what its kernel sees, and m - E[h] is passed as the layer's
-    bias: no pass over the output. Under bf16 autocast that bias is rounded, which leaves up to 2^-9 of E[h] in the output's
-    mean.
+    The layer is linear, so E[h] is W applied to the mean patch that the kernel sees. m - E[h] is passed as the layer's bias,
+    which needs no pass over the output. bf16 autocast rounds that bias, which leaves up to 2^-9 of E[h] in the output's mean.
     """
 
     def __init__(self, layer: Layer, *, momentum: float = 0.1, initial_iterations: int = 15) -> None:
-        """``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
+        """Wrap ``layer``. ``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
 
-        Raises ValueError for a convolution that pads with anything but zeros, or by a word.
+        Raises ValueError for a convolution whose padding is not zeros, or is given as a word such as "same".
         """
         super().__init__(layer, initial_iterations=initial_iterations)
         if not isinstance(layer, nn.Linear) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
@@ -36,7 +35,10 @@ class MeanSpectralNorm(SpectralNorm):
         self.register_buffer("running_mean", zeros.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W), or (B, ..., C) for a dense layer. Raises ValueError when a channel has a single value in training."""
+        """Map (B, C, H, W), or (B, ..., C) for a dense layer.
+
+        Raises ValueError in training when a channel has a single value.
+        """
         weight = self.weight()
         if not self.training:
             return apply_layer(self.layer, x, weight, self.m - self.running_mean)
@@ -49,8 +51,11 @@ class MeanSpectralNorm(SpectralNorm):
         return output
 
     def _centred(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """h - E[h] + m, and E[h] without a gradient. ``weight`` may be of higher precision than ``x``: it is rounded to
-        it, but the mean is computed in its own, since bf16 sums over a batch are too coarse."""
+        """Return h - E[h] + m, and E[h] without a gradient.
+
+        h is computed in the precision of ``x``. The mean is computed in that of ``weight``, since sums over a batch in bf16
+        are too coarse.
+        """
         if isinstance(self.layer, nn.Linear):
             rounded = weight.to(x.dtype)
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
@@ -61,9 +66,9 @@ class MeanSpectralNorm(SpectralNorm):
 
 
 class MeanShift(nn.Module):
-    """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that no single layer has made, such as DenseNet's concatenations.
+    """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that is not the output of one layer, such as DenseNet's concatenations.
 
-    E is the mean of each channel over batch, positions and processes; in evaluation mode its running average. m is learned.
+    E is the mean of each channel over batch, positions and processes; in evaluation mode it is the running mean. m is learned.
     """
 
     def __init__(self, channels: int, *, momentum: float = 0.1) -> None:
@@ -75,7 +80,7 @@ class MeanShift(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Raises ValueError when a channel has a single value in training."""
+        """Map (B, C, H, W). Raises ValueError in training when a channel has a single value."""
         if not self.training:
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
         if h.numel() // h.shape[1] * processes() == 1:

@@ -1,6 +1,6 @@
-"""Subtracting a mean over batch, positions and processes: of what a convolution makes, by its linearity, or of what is there.
+"""Subtraction of a channel's mean over batch, positions and processes, with the backward pass of Eq. 10 of the MSN paper.
 
-The arithmetic under ``gan.models.norms``, with backward passes of its own (Eq. 10 of the MSN paper). Torch only.
+For the output of a convolution, the mean and its gradient come from linearity, without a pass over the output.
 """
 
 from functools import lru_cache
@@ -14,8 +14,10 @@ from gan.models.memory_layout import as_matrix, channel_sums, subtract_image, su
 
 
 class MeanSubtraction(torch.autograd.Function):
-    """h, m -> h - E[h] + m, and E[h], which is not differentiated: two passes over h, and in the backward pass (Eq. 10) two
-    over the gradient. Can be differentiated any number of times."""
+    """(h, m) -> (h - E[h] + m, E[h]); E[h] is not differentiated. Eq. 7, with the backward pass of Eq. 10.
+
+    This takes two passes over h, and two over the gradient. It can be differentiated any number of times.
+    """
 
     @staticmethod
     def forward(context: Any, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,7 @@ class MeanSubtraction(torch.autograd.Function):
 
 
 class ConvolutionArguments(NamedTuple):
-    """Of a convolution, as torch.convolution and its backward pass take them."""
+    """The arguments that torch.convolution and its backward pass take after input, weight and bias."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -42,23 +44,23 @@ class ConvolutionArguments(NamedTuple):
 
 
 def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
-    """Of a layer that pads by numbers, not by a word."""
+    """Return the arguments of a layer whose padding is given in numbers."""
     assert not isinstance(layer.padding, str)
     return ConvolutionArguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
 
 
 class MeanSubtractedConvolution(torch.autograd.Function):
-    """x, W, m -> W * x - E[W * x] + m (Eq. 7), and E[W * x], which is not differentiated.
+    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x]); E[W * x] is not differentiated. Eq. 7, with the backward pass of Eq. 10.
 
-    E[W * x] is W times the mean patch: what each entry of the kernel sees, averaged over batch and positions. It comes
-    from the mean image of the batch, so the only pass over something large is the one that averages x.
+    E[W * x] is W applied to the mean patch: the input that each entry of the kernel sees, averaged over batch and positions.
+    The mean patch is a linear function of the batch's mean image, so the only pass over a large tensor is that average.
 
-    Backward (Eq. 10): with G the gradient of the output and s its mean per channel, the convolution's own backward pass is
-    given G - s. That is linear too. So either s is subtracted first, or G is given as it is and what s would have given is
-    subtracted after: one image from the gradient of x, an outer product with the mean patch from that of W. The
-    cheaper of the two is taken: where G is much smaller than x (stride 2), the first.
+    Backward: let G be the gradient of the output and s its mean per channel. By Eq. 10, the gradients are those of the
+    convolution for G - s. The convolution's backward pass is linear, so there are two ways to compute them: subtract s from G
+    first; or pass G and then subtract the contribution of s, which is one image for the gradient of x and an outer product
+    with the mean patch for that of W. The cheaper way is taken: the first where G is much smaller than x (stride 2).
 
-    A second derivative goes through the definition instead.
+    For a second derivative, autograd differentiates the definition instead.
     """
 
     @staticmethod
@@ -66,7 +68,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
         rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
         patch = windows @ mean_over_processes(summed_image(x, weight.dtype))  # kernel C
-        mean = _respond(rounded.to(weight.dtype), patch, arguments)
+        mean = _apply_to_patch(rounded.to(weight.dtype), patch, arguments)
         context.save_for_backward(x, weight, m, patch)
         context.arguments = arguments
         context.mark_non_differentiable(mean)
@@ -83,7 +85,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
             return g_x, g_weight, g_m, None
         rounded = weight.to(x.dtype)
-        values = gradient.numel() // gradient.shape[1] * processes()  # that a channel's mean is over
+        values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
         def convolution_backward(gradient: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
             mask = [need_x, need_weight, bias]
@@ -97,17 +99,17 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             s = (sum_over_processes(g_m) / values).to(gradient.dtype)
             g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
             return g_x, g_weight, g_m, None
-        # The gradient of a bias comes with that of the weight, and not without it.
+        # torch computes the bias's gradient only together with the weight's.
         g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
         g_m = g_m.to(weight.dtype) if need_weight else channel_sums(gradient, weight.dtype)
         if need_x:
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-            s = sum_over_processes(g_m) / processes()  # times what the windows divide by
-            above = _respond_back(rounded.to(weight.dtype), s, arguments)  # kernel C
+            s = sum_over_processes(g_m) / processes()  # without the number of positions, by which the windows divide
+            above = _patch_gradient(rounded.to(weight.dtype), s, arguments)  # kernel C
             subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
         if need_weight:
             g_weight = g_weight.to(weight.dtype)
-            # The outer product of s and the mean patch, of which s is without its divisor and the patch has it.
+            # The outer product of s and the mean patch. The patch contains the divisor of s.
             taps = patch.unflatten(0, weight.shape[2:]).permute(2, 0, 1)  # C kernel-height kernel-width
             _grouped(g_weight, arguments).addcmul_(
                 g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
@@ -116,7 +118,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
 
 
 def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """Eq. 7 word for word, for any number of derivatives."""
+    """Return Eq. 7 computed as it is written, which can be differentiated any number of times."""
     h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
     mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
     return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
@@ -126,8 +128,11 @@ def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: Conv
 def _windows(
     batch: int, image: torch.Size, kernel: torch.Size, arguments: ConvolutionArguments, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(kernel, H W): the share of output positions at which an entry of the kernel meets a position of the image, over the
-    number of images: what makes of their sum the mean patch."""
+    """Return the matrix (kernel, H W) that maps the sum of a batch's images (H W, C) to the mean patch (kernel, C).
+
+    An entry is the share of output positions at which an entry of the kernel sees a position of the image, divided by the
+    number of images.
+    """
     rows, columns = (_window(image[d], kernel[d], d, arguments) for d in (0, 1))
     return (torch.kron(rows, columns) / batch).to(device, dtype)
 
@@ -137,42 +142,42 @@ def _window(size: int, kernel: int, d: int, arguments: ConvolutionArguments) -> 
     taps, places = torch.arange(kernel)[:, None], torch.arange(size)[None]
     if arguments.transposed:
         outputs = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + arguments.output_padding[d] + 1
-        output = places * stride - padding + taps * dilation  # that the place contributes to through the tap
+        output = places * stride - padding + taps * dilation  # the output position that a place contributes to through a tap
         meets = (output >= 0) & (output < outputs)
     else:
         outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        start = places + padding - taps * dilation  # of the window in which the tap lies on the place
+        start = places + padding - taps * dilation  # the first place of the window whose tap lies on the place
         meets = (start >= 0) & (start < outputs * stride) & (start % stride == 0)
     return meets.to(torch.float64) / outputs
 
 
 def _grouped(weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """Weight as (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
-    grouped = weight.unflatten(0, (arguments.groups, -1))  # a view, also to write to
+    """Return a view of ``weight``: (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
+    grouped = weight.unflatten(0, (arguments.groups, -1))
     return grouped.transpose(1, 2) if arguments.transposed else grouped
 
 
-def _respond(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """What each output makes of one ``patch`` (kernel, C): (outputs,)."""
+def _apply_to_patch(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
+    """Return the outputs (outputs,) of the convolution for one ``patch`` (kernel, C)."""
     if arguments.groups == 1:
         matrix = as_matrix(weight, arguments.transposed)[0]
         return matrix @ (patch if _kernel_first(weight, arguments) else patch.T).flatten()
     one = arguments._replace(groups=1)
     parts = zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups, 1), strict=True)
-    return torch.cat([_respond(own, seen, one) for own, seen in parts])
+    return torch.cat([_apply_to_patch(own, seen, one) for own, seen in parts])
 
 
-def _respond_back(weight: Tensor, gradient: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """The gradient of the patch in ``_respond``: (kernel, C)."""
+def _patch_gradient(weight: Tensor, gradient: Tensor, arguments: ConvolutionArguments) -> Tensor:
+    """Return the gradient of the patch in ``_apply_to_patch``: (kernel, C)."""
     if arguments.groups == 1:
         above = as_matrix(weight, arguments.transposed)[0].T @ gradient
         taps = weight.shape[2:].numel()
         return above.view(taps, -1) if _kernel_first(weight, arguments) else above.view(-1, taps).T
     one = arguments._replace(groups=1)
     parts = zip(weight.chunk(arguments.groups), gradient.chunk(arguments.groups), strict=True)
-    return torch.cat([_respond_back(own, above, one) for own, above in parts], 1)
+    return torch.cat([_patch_gradient(own, above, one) for own, above in parts], 1)
 
 
 def _kernel_first(weight: Tensor, arguments: ConvolutionArguments) -> bool:
-    """Whether the rest in ``as_matrix`` is in the order (kernel, inputs) rather than (inputs, kernel)."""
+    """Return whether the columns of ``as_matrix`` have the order (kernel, inputs) and not (inputs, kernel)."""
     return not arguments.transposed and not weight.is_contiguous()

@@ -1,4 +1,4 @@
-"""Sums over images and weights as matrices, each in the order in which memory has them."""
+"""Sums over images, and weights as matrices, each computed in memory order."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -10,12 +10,12 @@ Reorder: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def as_matrix(weight: Tensor, transposed: bool) -> tuple[Tensor, Reorder, Reorder]:
-    """W as (outputs, rest), without a copy where it is channels last; and what brings a vector over the rest from (inputs,
-    kernel), the order in which v is kept, into the matrix's order, and back.
+    """Return W as a matrix (outputs, rest), and two functions that reorder a vector (rest,).
 
-    A transposed convolution keeps its outputs in dimension 1.
+    The first brings a vector from the order (inputs, kernel), in which v is stored, to that of the matrix; the second brings
+    it back. Channels-last weights are not copied. A transposed convolution has its outputs in dimension 1.
     """
-    if transposed:  # its rest is in the order of v in memory, too
+    if transposed:  # here the matrix has the order of v
         return weight.permute(0, 2, 3, 1).flatten(0, 2).T, _as_it_is, _as_it_is
     if weight.dim() == 2 or weight.is_contiguous():
         return weight.flatten(1), _as_it_is, _as_it_is
@@ -35,10 +35,10 @@ def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-# Sums over images, and over all but the channels, take torch ten times as long for four dimensions as for the two that the
-# memory has (CPU, 2.14), so these flatten first.
+# On a CPU, torch 2.14 takes ten times as long for these sums over a tensor of four dimensions as over the same memory seen as
+# a matrix, so they flatten first.
 def summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (H W, C), in ``dtype``."""
+    """Return the sum of images (B, C, H, W) over the batch as (H W, C), in ``dtype``."""
     channels = x.shape[1]
     if _is_channels_last(x):
         return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(-1, channels)
@@ -46,14 +46,14 @@ def summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, C, H, W) to (C,), in ``dtype``."""
+    """Return the sum of (B, C, H, W) over all but the channels, (C,), in ``dtype``."""
     if not _is_channels_last(x):
         return x.sum((0, 2, 3), dtype=dtype)
     return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=dtype)
 
 
 def subtract_image(x: Tensor, image: Tensor) -> None:
-    """Takes ``image`` (H W, C) from every image of ``x`` (B, C, H, W), in place."""
+    """Subtract ``image`` (H W, C) from every image of ``x`` (B, C, H, W), in place."""
     if _is_channels_last(x):
         x.permute(0, 2, 3, 1).flatten(1).sub_(image.flatten())
     else:

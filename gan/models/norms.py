@@ -17,12 +17,11 @@ __all__ = [
 
 
 def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differentiable: bool = False) -> nn.Module:
-    """``layer`` under ``norm``: none, batch, spectral or mean_spectral. Its weight must have been initialised.
+    """Return ``layer``, whose weight has been initialised, under ``norm``: none, batch, spectral or mean_spectral.
 
-    A dense layer's channels are its units. The ``output`` layer of a network is never centred: batch leaves it as it
-    is, and mean_spectral only divides by its largest singular value. (With real and fake images in separate batches, a
-    centred output would make both mean scores equal to m.) ``twice_differentiable`` keeps to implementations whose
-    gradient can be differentiated again, as a gradient penalty asks.
+    The mean of a network's ``output`` layer is never subtracted: batch leaves that layer unchanged, and mean_spectral only
+    divides its weight by sigma. (With real and fake images in separate batches, both would have the mean logit m.)
+    ``twice_differentiable`` selects implementations with a second derivative, which a gradient penalty needs.
 
     Raises ValueError for an unknown norm.
     """
@@ -39,8 +38,10 @@ def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differenti
 
 
 def normalize_input(channels: int, norm: str) -> nn.Module:
-    """What stands before the activation where a network normalises a layer's input (B, ``channels``, H, W) instead of its
-    output (He et al. 2016, "Identity mappings"; DenseNet): BN or, of MSN, the part that is not in the weight.
+    """Return the module before the activation of a network that normalises a layer's input (B, ``channels``, H, W).
+
+    This is the order of He et al. 2016 ("Identity mappings") and DenseNet. For MSN it is the mean subtraction alone, since
+    the other part is in the weight.
 
     Raises ValueError for an unknown norm.
     """

@@ -14,23 +14,23 @@ Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 
 def full_precision(device: str) -> AbstractContextManager[Any]:
-    """No autocast; entering its context where there is none would cost more than some of the layers' operations."""
+    """Return a context without autocast. Where there is none, it is empty: entering autocast costs more than some layers."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class SpectralNorm(nn.Module):
-    """Spectral normalisation (Miyato et al. 2018; Eq. 2 of the MSN paper): a layer with its weight W / sigma(W).
+    """Spectral normalisation (Miyato et al. 2018; Eq. 2 of the MSN paper): a layer with the weight W / sigma(W).
 
-    sigma, the largest singular value of W reshaped to (outputs, rest), is u^T W v, with u and v kept by power iteration.
-    Its gradient u v^T gives Eq. 8-9. sigma is not the norm of a convolution as an operator: that can be up to
+    sigma is the largest singular value of W reshaped to (outputs, rest). It is computed as u^T W v, where power iteration
+    keeps u and v; its gradient u v^T gives Eq. 8-9. sigma is not the operator norm of a convolution, which can be up to
     ceil(kernel / stride) times larger in each layer.
 
-    ``power_iteration`` runs the power iteration and nothing else does: call it once before each update of the weights, and
-    the forward passes of one update, of the other player and of an evaluation all see the same u and v.
+    Only ``power_iteration`` changes u and v. Call it once before each update of the weights: all forward passes of that
+    update, those of the other player's update and those of an evaluation then use the same u and v.
     """
 
     def __init__(self, layer: Layer, *, initial_iterations: int = 15) -> None:
-        """``layer`` is Conv2d, ConvTranspose2d or Linear with its initial weight."""
+        """Wrap ``layer``, a Conv2d, ConvTranspose2d or Linear that has its initial weight."""
         super().__init__()
         self.layer = layer
         weight = layer.weight
@@ -39,7 +39,7 @@ class SpectralNorm(nn.Module):
         self.v: Tensor
         self.register_buffer("u", F.normalize(torch.randn(outputs, dtype=weight.dtype), dim=0).to(weight.device))
         self.register_buffer("v", torch.zeros(weight.numel() // outputs, dtype=weight.dtype, device=weight.device))
-        self._kept: Tensor | None = None  # W / sigma(W) within `divided_once`
+        self._kept: Tensor | None = None  # W / sigma(W) within `shared_spectral_weights`
         self.power_iteration(initial_iterations)
 
     @property
@@ -48,7 +48,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def power_iteration(self, iterations: int = 1) -> None:
-        """Moves u and v towards the singular vectors of the largest singular value."""
+        """Move u (outputs,) and v (rest,) towards the singular vectors of the largest singular value."""
         matrix, _, backwards = as_matrix(self.layer.weight, self._transposed)
         with full_precision(matrix.device.type):
             v = self.v
@@ -59,11 +59,11 @@ class SpectralNorm(nn.Module):
                 self.v.copy_(backwards(v))
 
     def sigma(self) -> Tensor:
-        """The largest singular value of W as far as the power iteration has come: a scalar, in W's precision."""
+        """Return u^T W v, the present estimate of the largest singular value: a scalar, in W's precision."""
         return _sigma(self.layer.weight, self.u, self.v, self._transposed)
 
     def weight(self) -> Tensor:
-        """W / sigma(W), in W's shape; an all-zero W stays zero."""
+        """Return W / sigma(W), in W's shape. An all-zero W stays zero."""
         if self._kept is not None:
             return self._kept
         weight: Tensor = _DivideBySigma.apply(self.layer.weight, self.u, self.v, self._transposed)
@@ -74,7 +74,7 @@ class SpectralNorm(nn.Module):
 
 
 def _sigma(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
-    """u^T W v. Can be differentiated any number of times."""
+    """Return u^T W v. It can be differentiated any number of times."""
     matrix, forwards, _ = as_matrix(weight, transposed)
     with full_precision(weight.device.type):
         return torch.dot(u, matrix @ forwards(v))
@@ -85,8 +85,11 @@ def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
 
 
 class _DivideBySigma(torch.autograd.Function):
-    """W / sigma(W) with sigma = u^T W v. Its backward pass is Eq. 8-9, (G - <G, W / sigma> u v^T) / sigma, in two passes
-    over G; a second derivative goes through the definition instead."""
+    """W / sigma(W) with sigma = u^T W v.
+
+    The backward pass is Eq. 8-9, (G - <G, W / sigma> u v^T) / sigma, in two passes over G. For a second derivative, autograd
+    differentiates the definition instead.
+    """
 
     @staticmethod
     def forward(context: Any, weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
@@ -104,21 +107,21 @@ class _DivideBySigma(torch.autograd.Function):
             quotient = _divide(weight, _sigma(weight, u, v, transposed))
             (result,) = torch.autograd.grad(quotient, weight, gradient, create_graph=True)
             return result, None, None, None
-        # Into the weight's own layout, in which the optimiser wants it: oneDNN's gradients of weights have another.
+        # In the weight's memory layout, which the optimiser expects: gradients from oneDNN have another one.
         result = torch.div(gradient, sigma + (sigma == 0), out=torch.empty_like(divided))
         share = torch.dot(*(t.permute(0, 2, 3, 1).flatten() if t.dim() == 4 else t.flatten() for t in (result, divided)))
         outputs, shape = int(transposed), list(weight.shape)
         shape[outputs] = 1
         across = v.view(shape)
         if weight.dim() == 4 and not weight.is_contiguous():
-            # In the order of the weight's memory: in another, the outer product takes ten times as long.
+            # The outer product takes ten times as long where its memory order is not the weight's.
             across = across.contiguous(memory_format=torch.channels_last)
         result.addcmul_((u * share).view([-1 if d == outputs else 1 for d in range(weight.dim())]), across, value=-1)
         return result, None, None, None
 
 
 def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What ``layer`` computes, with another weight and bias."""
+    """Return the output of ``layer`` for ``x``, with ``weight`` and ``bias`` in place of its own."""
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(x, weight, bias)
     if isinstance(layer, nn.ConvTranspose2d):
@@ -130,7 +133,7 @@ def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def power_iterate(network: nn.Module) -> None:
-    """One power iteration in every spectrally normalised layer of ``network``; nothing where there is none."""
+    """Take one power iteration in every spectrally normalised layer of ``network``, if it has any."""
     for module in network.modules():
         if isinstance(module, SpectralNorm):
             module.power_iteration()
@@ -138,8 +141,10 @@ def power_iterate(network: nn.Module) -> None:
 
 @contextmanager
 def shared_spectral_weights(network: nn.Module) -> Iterator[None]:
-    """Within it, every spectrally normalised layer of ``network`` has its W / sigma(W) computed and differentiated once, however
-    many forward passes there are. Weights and singular vectors must not change meanwhile."""
+    """Compute and differentiate each W / sigma(W) of ``network`` once in the block, for any number of forward passes.
+
+    Weights and singular vectors must not change inside the block.
+    """
     layers = [module for module in network.modules() if isinstance(module, SpectralNorm)]
     for layer in layers:
         layer._kept = layer.weight()
