@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, whether it can go on, and who holds it."""
+"""A run's folder: whether it can be resumed with given settings and images, and its start."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they
 
 
 def resolve(config: C, channels: int, device: torch.device) -> C:
-    """``config`` with what it leaves to the images and the machine filled in."""
+    """Return ``config`` with the settings that depend on the images and the machine filled in."""
     config = set_value(config, "data.channels", channels)
     if config.training.precision == "auto":
         config = set_value(config, "training.precision", "bf16" if computes_in_bf16(device) else "fp32")
@@ -31,7 +31,7 @@ def resolve(config: C, channels: int, device: torch.device) -> C:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies in bf16, rather than converting to float32 and back."""
+    """Return whether the hardware multiplies in bf16, rather than converting to float32 and back."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -41,7 +41,7 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def same_settings(config: C) -> C:
-    """``config`` with what it leaves open as the run in its folder has it, if there is one. Looks at no image.
+    """Return ``config`` with its open settings as the run in its folder has them, if there is one. Reads no image.
 
     Raises UserError when the folder holds something else, or a run with other settings.
     """
@@ -58,7 +58,7 @@ def same_settings(config: C) -> C:
 
 
 def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, Checkpoint | None]:
-    """The resolved configuration, and where the run in its folder had come to. Changes nothing.
+    """Return the resolved configuration, and the newest checkpoint of the run in its folder. Changes nothing.
 
     Raises UserError as ``same_settings`` does, and when the run was trained on other images.
     """
@@ -73,12 +73,12 @@ def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, 
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has been started in ``folder``."""
+    """Return whether a run has been started in ``folder``."""
     return (folder / "config.yaml").is_file()
 
 
 def saved_config(kind: type[C], folder: Path) -> C | None:
-    """The settings of the run of this ``kind`` in ``folder``; None where there is none yet.
+    """Return the settings of the run of this ``kind`` in ``folder``; None where there is no run yet.
 
     Raises UserError for another kind of folder.
     """
@@ -121,7 +121,7 @@ def start_folder(
 
 
 def prospects(config: C, saved: C | None) -> list[str]:
-    """What a dry run says of the folder that ``config`` would write to, and of doubtful settings."""
+    """Return the lines of a dry run about the folder that ``config`` would write to, and the warnings."""
     lines = [f"writes to:      {config.folder.resolve()}"]
     if saved is not None and (changed := differences(config, saved)):
         lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")

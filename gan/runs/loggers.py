@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl, probes.jsonl and PNG always; wandb and TensorBoard when asked."""
+"""A run's records: metrics.jsonl and probes.jsonl always; TensorBoard and wandb where they are enabled."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 
 
 def check_trackers(*, wandb: Mode, tensorboard: bool) -> None:
-    """Raises UserError when a tracker that was asked for is not installed or has no key."""
+    """Raise UserError when an enabled logger is not installed or has no key."""
     if tensorboard and find_spec("tensorboard") is None:
         raise UserError(
             "tracking.tensorboard=true: TensorBoard is not installed. pip install 'msngan[tensorboard]', or set it to false."
@@ -33,8 +33,10 @@ def check_trackers(*, wandb: Mode, tensorboard: bool) -> None:
 
 
 def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
-    """Drops the lines of ``path`` after ``step``, and a last one that is not whole: they will be written again. Without
-    ``evaluated`` also those of ``step`` itself that are no record of the training (which has "seconds")."""
+    """Remove the lines of ``path`` after ``step``, and an incomplete last line, since they will be written again.
+
+    Where ``step`` has not been ``evaluated``, its lines of an evaluation are removed too: those without "seconds".
+    """
     if not path.exists():
         return
     end = 0
@@ -65,7 +67,7 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     with source as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end = content.rfind(b"\n") + 1  # what follows was cut off by a kill
+        end = content.rfind(b"\n") + 1  # an incomplete line follows where the run was killed
         while end > 0:
             start = content.rfind(b"\n", 0, end - 1) + 1
             try:
@@ -81,21 +83,21 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
     return {}
 
 
-class Lines:
-    """A file of one JSON object a line, each with "step"; never half a line."""
+class JsonLines:
+    """A JSON Lines file; each object has "step". A kill never leaves half a line."""
 
     def __init__(self, path: Path, step: int, *, evaluated: bool = True) -> None:
-        """Goes on after ``step``, as ``truncate_metrics`` leaves it."""
+        """Open ``path`` to append after ``step``; see ``truncate_metrics``."""
         truncate_metrics(path, step, evaluated=evaluated)
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Finite numbers only."""
+        """Append one object, whose numbers are finite."""
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        # One write of less than a page: a kill leaves the whole line or none.
+        # One write of less than a page, so that a kill leaves the whole line or none.
         written = os.write(self._file, line)
-        if written < len(line):  # a full disk has room for a part
+        if written < len(line):  # the disk is full
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
@@ -107,17 +109,17 @@ class Lines:
 
 
 class Tracker:
-    """Writes one run's records. Used by the main process only."""
+    """Writes the records of one run, on the main process only."""
 
     def __init__(
         self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Mode, project: str, tensorboard: bool,
         evaluated: bool = True,
     ) -> None:  # fmt: skip
-        """Goes on in ``folder`` after ``step``; ``settings`` describe the run to wandb. See ``truncate_metrics``."""
+        """Append to the records in ``folder`` after ``step``, see ``truncate_metrics``. wandb shows ``settings``."""
         self.folder = folder
-        self._metrics = Lines(folder / METRICS, step, evaluated=evaluated)
+        self._metrics = JsonLines(folder / METRICS, step, evaluated=evaluated)
         truncate_metrics(folder / PROBES, step)
-        self._probes: Lines | None = None
+        self._probes: JsonLines | None = None
         self._wandb: WandbRun | None = None
         self._tensorboard: Any = None
         if wandb != "off":
@@ -128,7 +130,7 @@ class Tracker:
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line with ``step`` and ``values``; finite numbers only."""
+        """Write one record of finite ``values``."""
         self._metrics.append({"step": step, **values})
         if self._wandb is not None:
             self._wandb.log(step, values)
@@ -137,27 +139,27 @@ class Tracker:
                 self._tensorboard.add_scalar(key, value, step)
 
     def probe(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of what is too much for curves, into a file of its own that is made with its first line."""
+        """Write one line of probes.jsonl, for data too large for curves."""
         if self._probes is None:
-            self._probes = Lines(self.folder / PROBES, step - 1)
+            self._probes = JsonLines(self.folder / PROBES, step - 1)
         self._probes.append({"step": step, **values})
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
-        """A picture (H, W) or (H, W, 3) for wandb and TensorBoard; the PNG is written by who made it."""
+        """Send an image (H, W) or (H, W, 3) to wandb and TensorBoard. The caller writes the PNG."""
         if self._wandb is not None:
             self._wandb.log(step, {name: library().Image(Image.fromarray(pixels))})
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
     def message(self, step: int, text: str) -> None:
-        """What went wrong, in words, for wandb and TensorBoard; the run's own files have the numbers."""
+        """Send a warning or error text to wandb and TensorBoard."""
         if self._wandb is not None:
             self._wandb.log(step, {"message": text})
         if self._tensorboard is not None:
             self._tensorboard.add_text("message", text, step)
 
     def flush(self) -> None:
-        """Waits until all lines are on the disk: a checkpoint must not be newer than the record that leads to it."""
+        """Sync all lines to the disk: a checkpoint must not be newer than the records that lead to it."""
         self._metrics.flush()
         if self._probes is not None:
             self._probes.flush()

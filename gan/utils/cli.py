@@ -23,7 +23,7 @@ _USERS = {
 
 
 def is_users(error: Exception) -> bool:
-    """Whether ``error`` is a disk's or a permission's refusal."""
+    """Return whether ``error`` is a disk or permission error, which the user can repair."""
     return isinstance(error, OSError) and error.errno in _USERS
 
 
@@ -90,14 +90,14 @@ def run(command: Callable[[], int]) -> int:
             raise
         return _fail(f"{error.filename or 'disk'}: {error.strerror}.", 2)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler shows a traceback where a worker is killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler shows a traceback when a worker is killed
         for child in multiprocessing.active_children():
-            child.kill()  # one that decodes images outlives SIGTERM, and Python would wait for it
+            child.kill()  # a worker that decodes images ignores SIGTERM for a while, and Python would wait for it
         return _fail("interrupted.", 130)
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    """torch has no class of its own for a CPU's."""
+    """Return whether ``error`` reports a lack of memory, for which torch has no class on CPUs."""
     words = ("not enough memory", "out of memory", "can't allocate memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 

@@ -1,4 +1,4 @@
-"""Writing files so that a kill, a crash or a full disk leaves the old content or the new, never a part."""
+"""Atomic files and folders: a kill, a crash or a full disk leaves the old content or the new, never a part."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from gan.utils.locks import FileLock
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside ``folder`` survive a power loss."""
+    """Sync ``folder``, so that renames inside it survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -20,23 +20,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes ``folder``, for a command's results. Raises UserError where there is a file of that name, or it may not."""
+    """Create ``folder`` for a command's results. Raises UserError where it cannot be created, as over a file of that name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}). Give a folder that can.") from None
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Give a folder that can.") from None
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: $MSNGAN_CACHE, or msngan in the user's cache folder."""
+    """Return the cache folder: $MSNGAN_CACHE, or msngan in the user's cache folder."""
     if folder := os.environ.get("MSNGAN_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msngan"
 
 
 def write_synced(path: Path, *content: bytes | memoryview) -> None:
-    """Writes the pieces of ``content`` to ``path`` and waits until they are on the disk; ``path`` may be seen half written
-    meanwhile."""
+    """Write the pieces of ``content`` to ``path`` and sync them. Another process can see a part of the file meanwhile."""
     with path.open("wb") as file:
         for piece in content:
             file.write(piece)
@@ -45,13 +44,13 @@ def write_synced(path: Path, *content: bytes | memoryview) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what killed ``write_atomically`` calls left directly in ``folder``."""
+    """Remove the temporary files that killed ``write_atomically`` calls left in ``folder``."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
 
 
 def write_atomically(path: Path, *content: bytes | memoryview) -> None:
-    """Replaces ``path`` by the pieces of ``content``: another process sees the old file or the whole new one.
+    """Replace ``path`` by the pieces of ``content``: another process sees the old file or the whole new one.
 
     The unfinished file beside it is named after the process, so that two writers do not mix; a kill can leave it behind.
     """
@@ -67,15 +66,15 @@ def write_atomically(path: Path, *content: bytes | memoryview) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to be filled inside the block, beside ``out`` and hidden; after the block it is ``out``.
+    """Yield a hidden folder beside ``out``, which is renamed to ``out`` after the block: ``out`` is whole or absent.
 
-    So ``out`` is whole or not there at all. What a kill left of an earlier call is begun anew.
+    The remains of a killed call are removed.
 
-    Raises UserError where ``out`` holds files already or cannot be replaced, and where another process is making it.
+    Raises UserError where ``out`` is not empty or cannot be replaced, and where another process is filling it.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: not empty, so two sets of files would mix. Choose a new folder.")
-    place = out.resolve()  # a link stays, and what it points to is made
+    place = out.resolve()  # of a link, the folder that it points to
     if place == Path.cwd() or place.is_mount():
         raise UserError(f"{out}: is the current folder or a mounted one, which cannot be made anew. Choose a folder in it.")
     unfinished = place.with_name(f".{place.name}.unfinished")

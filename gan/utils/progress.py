@@ -1,4 +1,4 @@
-"""What a long task shows: a bar on a terminal, now and then a plain line elsewhere, and messages between them."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere, and messages between them."""
 
 import logging
 import shutil
@@ -30,11 +30,11 @@ def show_messages() -> None:
             logger.setLevel(logging.INFO)
 
 
-_WORTH_A_LINE = 1.0  # seconds that a task must have taken for its end to be told
+_WORTH_A_LINE = 1.0  # seconds: the end of a shorter task is not reported
 
 
 class Progress:
-    """Steps done of a number of steps, with rate, time left and a few values."""
+    """Shows the steps done, the rate, the time left and a few values."""
 
     def __init__(self, start: int, total: int, unit: str, *, shown: bool, every_seconds: float = 10.0) -> None:
         self.done, self.total, self.unit, self.shown, self.every_seconds = start, total, unit, shown, every_seconds
@@ -42,11 +42,11 @@ class Progress:
         self._last_line = self._began
         self._bar = None
         if shown and sys.stderr.isatty():
-            size = shutil.get_terminal_size()  # tqdm's own look-up draws nothing where a terminal does not know its size
+            size = shutil.get_terminal_size()  # tqdm draws nothing where a terminal does not report its size
             self._bar = tqdm(total=total, initial=start, unit=unit, ncols=size.columns, nrows=size.lines, file=sys.stderr)
 
     def advance(self, values: str = "", steps: int = 1) -> None:
-        """``steps`` more are done; ``values`` are shown when the line is next drawn, an empty text keeps the last."""
+        """Count ``steps`` more. ``values`` are shown when the line is next drawn; an empty text keeps the last ones."""
         self.done += steps
         if self._bar is not None:
             self._bar.update(steps)
@@ -70,7 +70,7 @@ class Progress:
 
 
 def follow(items: Iterator[int], total: int, what: str) -> Iterator[int]:
-    """``items``, with progress shown."""
+    """Yield ``items`` and show the progress."""
     with Progress(0, total, what, shown=True, every_seconds=5.0) as progress:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""Reading what a stranger may have made: files of bounded size, JSON, zips, and names fit for a terminal."""
+"""Read untrusted files without running code and within size limits: JSON, JSON Lines, zips; and print untrusted names."""
 
 import errno
 import io
@@ -18,12 +18,12 @@ _MAX_DEPTH = 50
 
 
 def printable(text: str) -> str:
-    """``text`` in one line, without what moves a terminal's cursor, changes its colours or turns its writing round."""
+    """Return ``text`` in one line, with control characters escaped, which could move a terminal's cursor or recolour it."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """A file, opened for reading. Raises OSError for a folder, a device and a pipe, without waiting for the pipe's writer."""
+    """Open a file for reading. Raises OSError for a folder, a device or a pipe, without waiting for the pipe's writer."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
@@ -35,7 +35,7 @@ def open_regular(path: Path) -> io.FileIO:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """The content of a file. Raises OSError for one of more than ``most`` bytes, and as ``open_regular``."""
+    """Return the content of a file. Raises OSError for one of more than ``most`` bytes, and as ``open_regular``."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
@@ -44,7 +44,7 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for anything else, also for what is nested too deep."""
+    """Parse JSON. Raises ValueError where it is invalid or nested too deeply."""
     try:
         found = json.loads(text)
     except RecursionError:
@@ -62,12 +62,12 @@ def _inside(outer: dict[str, Any] | list[Any]) -> Iterable[Any]:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether ``value`` counts something: a whole number from 0 up that 8 bytes hold."""
+    """Return whether ``value`` is a count: a whole number from 0 to 2^63 - 1."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number. JSON as Python reads it also has NaN, and whole numbers beyond any float."""
+    """Return whether ``value`` is a finite number. Python's JSON also reads NaN, and whole numbers larger than any float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
@@ -94,8 +94,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_links(*folders: Path) -> None:
-    """Raises UserError where a link lies in one of a run's ``folders``, that are there: who made it could have the run's
-    records written into any file of the user."""
+    """Raise UserError where one of a run's ``folders`` contains a symbolic link.
+
+    Whoever made the link could have the run's records written into any file of the user.
+    """
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.is_symlink():
@@ -105,7 +107,7 @@ def refuse_links(*folders: Path) -> None:
 
 
 class _Limited(io.BufferedReader):
-    """A file of which no more than ``most`` bytes are read at once."""
+    """A file that reads at most ``most`` bytes at once."""
 
     most = 2**30
 
@@ -116,7 +118,7 @@ class _Limited(io.BufferedReader):
 
 
 class Archive(zipfile.ZipFile):
-    """A zip that is read in place. Nothing is ever extracted to the disk, so that names in it are no more than names."""
+    """A zip that is read in place. Nothing is extracted to the disk, so the paths in it do no harm."""
 
     _source: "_Limited | None" = None
 
@@ -142,7 +144,7 @@ class Archive(zipfile.ZipFile):
             self._source.close()
 
     def content(self, entry: zipfile.ZipInfo, most: int) -> bytes:
-        """What an entry of at most ``most`` bytes holds. Raises BadZipFile for another one, and where it cannot be read."""
+        """Return the content of an entry. Raises BadZipFile where it has more than ``most`` bytes or cannot be read."""
         if max(entry.file_size, entry.compress_size) > most:
             raise zipfile.BadZipFile(f"has {max(entry.file_size, entry.compress_size):,} bytes; at most {most:,} are read")
         # zipfile gives the others' decompressors no bound: 3 kB of bzip2 can become 4 GB.
