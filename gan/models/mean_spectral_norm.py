@@ -85,6 +85,7 @@ class MeanShift(nn.Module):
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
         if h.numel() // h.shape[1] * processes() == 1:
             raise ValueError("centring needs more than one value per channel in training")
+        output: Tensor
         output, mean = MeanSubtraction.apply(h, self.m)
         self.running_mean.lerp_(mean, self.momentum)
         return output

@@ -153,7 +153,7 @@ def _window(size: int, kernel: int, d: int, arguments: ConvolutionArguments) -> 
 
 def _grouped(weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Return a view of ``weight``: (groups, outputs of a group, inputs of a group, kernel height, kernel width)."""
-    grouped = weight.unflatten(0, (arguments.groups, -1))
+    grouped: Tensor = weight.unflatten(0, (arguments.groups, -1))
     return grouped.transpose(1, 2) if arguments.transposed else grouped
 
 

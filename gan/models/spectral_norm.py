@@ -123,7 +123,8 @@ class _DivideBySigma(torch.autograd.Function):
 def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the output of ``layer`` for ``x``, with ``weight`` and ``bias`` in place of its own."""
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, weight, bias)
+        output: Tensor = layer._conv_forward(x, weight, bias)
+        return output
     if isinstance(layer, nn.ConvTranspose2d):
         assert not isinstance(layer.padding, str)
         return F.conv_transpose2d(

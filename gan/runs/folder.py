@@ -33,7 +33,7 @@ def resolve(config: C, channels: int, device: torch.device) -> C:
 def computes_in_bf16(device: torch.device) -> bool:
     """Return whether the hardware multiplies in bf16, rather than converting to float32 and back."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

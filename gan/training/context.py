@@ -34,7 +34,8 @@ class TrainContext(Generic[C]):
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,7 +49,8 @@ class TrainContext(Generic[C]):
     def to_device(self, network: nn.Module) -> nn.Module:
         """Move ``network`` to the device in this run's dtype, channels last, which makes a CPU's convolutions 1.3 to 1.7 times as
         fast."""
-        return network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        moved: nn.Module = network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
 
     def cache_pixels(self, images: ImageDataset) -> Tensor | None:
         """Return all ``images`` as (N, C, S, S) uint8 on the device, or None where data.memory_gb makes the run stream them."""
