@@ -64,7 +64,7 @@ def test_tensorboard_has_the_numbers_of_metrics_and_the_pictures(tiny: Tiny, tmp
     assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("d_loss")] == [
         (line["step"], line["d_loss"]) for line in lines if "d_loss" in line
     ]
-    assert [e.step for e in events.ImageDataset("samples")] == [0, 2, 4]
+    assert [e.step for e in events.Images("samples")] == [0, 2, 4]
 
 
 @pytest.mark.slow

@@ -225,7 +225,7 @@ def test_fp64_trains_and_samples(tiny: Tiny) -> None:
 
 
 def test_a_machine_without_git_trains(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan.runs.folder.shutil.which", lambda _name: None)
+    monkeypatch.setattr("gan.runs.environment.shutil.which", lambda _name: None)
     assert command(tiny("training.steps=1")) == 0
     assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
 

@@ -55,7 +55,7 @@ def find_config(name: str) -> Path:
 
     Raises UserError where there is neither, with the names that are most alike.
     """
-    if Path(name).is_file() or name.endswith((".yaml", ".yml")):
+    if Path(name).exists() or name.endswith((".yaml", ".yml")):
         return Path(name)
     package = Path(__file__).resolve().parents[1]
     root = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), package)
