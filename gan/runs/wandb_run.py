@@ -59,7 +59,12 @@ class WandbRun:
     def _start(self, mode: Mode) -> None:
         wandb = library()
         # The other half is for starting and ending wandb's own process.
-        settings = wandb.Settings(init_timeout=START / 2, finish_timeout=END / 2, finish_timeout_raises=True)
+        settings = wandb.Settings(
+            init_timeout=START / 2,
+            finish_timeout=END / 2,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds of its records that a kill can lose
+        )
         self._run = wandb.init(mode=mode, resume="allow", settings=settings, **self._options)
         log.info(f"wandb: {self._run.url}" if mode == "online" else f"wandb: offline, in {Path(self._run.dir).parent}")
 
