@@ -118,13 +118,3 @@ def start_folder(
         scores.forget_training_after(folder, step if evaluated else step - 1)
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
-
-
-def prospects(config: C, saved: C | None) -> list[str]:
-    """Return the lines of a dry run about the folder that ``config`` would write to, and the warnings."""
-    lines = [f"writes to:      {config.folder.resolve()}"]
-    if saved is not None and (changed := differences(config, saved)):
-        lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
-    elif found := checkpoints.steps(config.folder / "checkpoints"):
-        lines.append(f"goes on from:   {found[-1]}")
-    return lines + [f"warning:        {warning}" for warning in config.warnings()]

@@ -55,8 +55,9 @@ def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
 
 
 def last_values(path: Path, *keys: str) -> dict[str, Any]:
-    """The last line of a metrics file that has the first of ``keys``; empty where there is none. Reads from the end, one line
-    at a time: a long run's file may be larger than the memory.
+    """Return the last line of a metrics file that has the first of ``keys``; empty where there is none.
+
+    The file is read from its end, one line at a time, since that of a long run may be larger than the memory.
 
     Raises UserError for what is no file, a damaged line on the way, or one whose step and ``keys`` are not finite numbers.
     """

@@ -10,9 +10,9 @@ from gan.data.sources import image_channels
 from gan.models.build import build_discriminator, build_generator
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
-from gan.runs.folder import prospects, resolve, saved_config
+from gan.runs.folder import resolve, saved_config
 from gan.runs.loggers import METRICS, last_values
-from gan.utils.settings import C, check_processes, keep_resolved, to_yaml
+from gan.utils.settings import C, check_processes, differences, keep_resolved, to_yaml
 
 
 def with_saved_settings(config: C, processes: int) -> tuple[C, C | None]:
@@ -30,7 +30,17 @@ def description(config: C, saved: C | None, accelerator: Accelerator, facts: Map
     training, processes = config.training, accelerator.num_processes
     each = f"{training.batch_size // processes} images each"
     facts = {**facts, "runs on": f"{processes} x {accelerator.device.type} in {training.precision}, {each}"}
-    return "\n".join([to_yaml(config).rstrip(), "", *_lines(facts, 16), *prospects(config, saved)])
+    return "\n".join([to_yaml(config).rstrip(), "", *_lines(facts, 16), *_prospects(config, saved)])
+
+
+def _prospects(config: C, saved: C | None) -> list[str]:
+    """Return the lines of a dry run about the folder that ``config`` would write to, and the warnings."""
+    lines = [f"writes to:      {config.folder.resolve()}"]
+    if saved is not None and (changed := differences(config, saved)):
+        lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
+    elif found := checkpoints.steps(config.folder / "checkpoints"):
+        lines.append(f"goes on from:   {found[-1]}")
+    return lines + [f"warning:        {warning}" for warning in config.warnings()]
 
 
 def summary(folder: Path, facts: Mapping[str, str], next_command: str) -> str:

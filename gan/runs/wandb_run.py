@@ -52,6 +52,7 @@ class WandbRun:
                 raise UserError(f"tracking.wandb=offline: wandb could not start ({first_line(error)}). Set it to off.") from None
             with suppress(Exception):
                 library().teardown()  # its process would refuse a second run of the same identity
+            with suppress(Exception):
                 self._start("offline")
             place = "in its own files alone" if self._run is None else "offline, to be uploaded when it has ended"
             log.warning(f"wandb failed ({first_line(error)}). Training goes on, recorded {place}.")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
 
 
-class TrainingScorer(Protocol):
+class GeneratorScorer(Protocol):
     """Scores a generator while it trains. ``train`` is handed one, since nothing in ``gan`` imports ``eval``."""
 
     def score(self, network: nn.Module, step: int, check_stop: Callable[[], None]) -> Score | None:
@@ -39,7 +39,7 @@ class TrainingScorer(Protocol):
         """
 
 
-OpenScorer = Callable[[GanConfig, ImageDataset, Accelerator], TrainingScorer]
+OpenScorer = Callable[[GanConfig, ImageDataset, Accelerator], GeneratorScorer]
 
 
 def train(config: GanConfig, accelerator: Accelerator, open_scorer: OpenScorer | None = None) -> int:
@@ -67,7 +67,7 @@ class GanTask:
         shard, device = self.context.shard, self.context.device
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.state = build_state(self.context)
-        self.scorer: TrainingScorer | None = None
+        self.scorer: GeneratorScorer | None = None
         self.images_per_step = config.training.batch_size * config.training.d_steps
         self._last_health: dict[str, float] | None = None  # of the last record; None: not read yet
 

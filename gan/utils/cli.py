@@ -16,7 +16,7 @@ from gan.utils.memory import keep_large_blocks
 from gan.utils.progress import show_messages
 from gan.utils.safe_reading import printable
 
-# What a disk or a permission refuses is for the user to mend, wherever it shows.
+# Disk and permission errors, which the user can repair, wherever they occur.
 _USERS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE,
 }  # fmt: skip
@@ -27,13 +27,21 @@ def is_users(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in _USERS
 
 
+class _ShowVersion(argparse.Action):
+    """Print the version. It is looked up when it is asked for: a checkout that is not installed has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"msngan {version('msngan')}")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with ``--version``, and with errors in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.add_help:
-            self.add_argument("--version", action="version", version=f"msngan {version('msngan')}", help="show the version")
+            self.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
