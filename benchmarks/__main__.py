@@ -12,16 +12,17 @@ import torch
 
 from benchmarks import growth, norms, scoring, steps
 from benchmarks.alternating import ROOT
-from benchmarks.measurements import HEAD, Measurement, Suite
+from benchmarks.measurements import HEAD, Row, Suite
 from gan.runs.folder import computes_in_bf16
 from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
+from gan.utils.tables import markdown_table
 
 log = logging.getLogger(__name__)
 
 
-PARTS: dict[str, Callable[[Suite], list[Measurement]]] = {
+PARTS: dict[str, Callable[[Suite], list[Row]]] = {
     "steps": steps.lines,
     "norms": norms.lines,
     "distance": scoring.distances,
@@ -60,13 +61,13 @@ def main(arguments: Sequence[str]) -> int:
         print(norms.profiles())
         return 0
     suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
-    found: list[Measurement] = []
+    found: list[Row] = []
     try:
         for part in options.parts or PARTS:
             began = time.monotonic()
             lines = PARTS[part](suite)
             found += lines
-            print("\n".join(line.text() for line in lines), flush=True)
+            print(markdown_table(HEAD, lines), flush=True)
             log.info(f"{part}: {time.monotonic() - began:.0f} s")
     finally:
         suite.temporary.cleanup()
@@ -75,13 +76,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write(lines: list[Measurement]) -> None:
+def _write(lines: list[Row]) -> None:
     path = ROOT / "docs" / "speed.md"
     before, _, rest = path.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     if not after:
         raise UserError(f"{path}: no place for the table. Add the lines {MARKS[0]} and {MARKS[1]}.")
-    table = "\n".join([HEAD, *(line.row() for line in lines)])
+    table = markdown_table(HEAD, lines)
     text = f"{before}{MARKS[0]}\n{processor()}.\n\n{table}\n{MARKS[1]}{after}"
     write_atomically(path, text.encode())
 

@@ -19,7 +19,7 @@ from gan.utils.memory import keep_large_blocks
 ROOT = Path(__file__).resolve().parent.parent
 # The fork server has imported what takes seconds, has started no thread and has not set the allocator.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["benchmarks.steps", "eval.scoring", "study.speed"])
+_context.set_forkserver_preload(["benchmarks.steps", "eval.scoring"])
 Case = Callable[[], Any]  # does one unit of the timed work and returns a value that shows that it was done
 
 

@@ -2,15 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete, numbered
-from benchmarks.measurements import Measurement, Suite, memory, write_random_images, zipped
+from benchmarks.measurements import Row, Suite, memory, speed_up, write_random_images
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
 from eval.features import extract
@@ -91,68 +90,57 @@ def stream(path: str) -> Case:
     return numbered(case)
 
 
-def lines(suite: Suite) -> list[Measurement]:
+def lines(suite: Suite) -> list[Row]:
     """Return the speed for each unit of work: a speed-up near 1 says that twice the work takes twice the time."""
+    sizes = [32, 64] if suite.quick else [32, 64, 128]
     counts = [60, 120] if suite.quick else [1000, 2000, 4000, 8000]
-    sizes = (32, 64) if suite.quick else (32, 64, 128)
-    timings = compete({f"{n:,}": Candidate("benchmarks.growth:score", {"count": n}) for n in counts}, rounds=1, warm_up=0)
-    found = _growth("scoring, images", timings, counts, lambda count: count)
-    for what, vary in (
-        ("image size", lambda s: {"size": s, "channels": 32}),
-        ("channels", lambda c: {"size": 32, "channels": c}),
+    images = {count: Candidate("benchmarks.growth:score", {"count": count}) for count in counts}
+    found = _growth("scoring, images", images, work=1, rounds=1, warm_up=0)
+    for what, settings in (
+        ("image size", [{"size": size, "channels": 32} for size in sizes]),
+        ("channels", [{"size": 32, "channels": size} for size in sizes]),
     ):
-        candidates = {f"{value:,}": Candidate("benchmarks.growth:step", vary(value)) for value in sizes}
-        timings = compete(candidates, rounds=suite.rounds(2, 5))
-        found += _growth(f"training step, {what}", timings, sizes, lambda value: value**2)
+        candidates = {size: Candidate("benchmarks.growth:step", own) for size, own in zip(sizes, settings, strict=True)}
+        found += _growth(f"training step, {what}", candidates, work=2, rounds=suite.rounds(2, 5), warm_up=1)
     return [*found, _start_up(suite), _streaming(suite)]
 
 
-def _growth(what: str, timings: Mapping[str, Timing], sizes: Sequence[int], work: Callable[[int], int]) -> list[Measurement]:
-    """Return the speed for each unit of work of each size against the size before it."""
+def _growth(what: str, candidates: Mapping[int, Candidate], *, work: int, rounds: int, warm_up: int) -> list[Row]:
+    """Return the speed for each unit of work of each size, whose power ``work`` is the work, against the size before it."""
+    timings = compete({f"{size:,}": candidate for size, candidate in candidates.items()}, rounds=rounds, warm_up=warm_up)
     found = []
-    for less, more in pairwise(sizes):
-        small, large = timings[f"{less:,}"], timings[f"{more:,}"]
-        speed_up = (small.median / work(less)) / (large.median / work(more))
-        medians = large.median, small.median
-        check = memory(large, small)
-        found.append(Measurement(f"{what}: speed for the work", f"{more:,}", f"{less:,}", speed_up, medians, check, "1 or above"))
+    for less, more in pairwise(candidates):
+        large, small = f"{more:,}", f"{less:,}"
+        check = memory(timings[large], timings[small])
+        ratio = (more / less) ** work
+        found.append(speed_up(f"{what}: speed for the work", timings, large, small, check, "1 or above", ratio))
     return found
 
 
-def _large_folder(suite: Suite) -> tuple[Path, int]:
-    """Return a folder of images and their number."""
-    if not suite.quick:
-        return suite.folder(), 50_000
-    folder = suite.place / "large"
-    if not folder.exists():
-        write_random_images(folder, 5000)
-    return folder, 5000
-
-
-def _start_up(suite: Suite) -> Measurement:
+def _start_up(suite: Suite) -> Row:
     """Compare the second start-up from an archive, which reads the pixel cache, with the first."""
-    archive = zipped(_large_folder(suite)[0], suite.place / "large.zip") if suite.quick else suite.archive()
+    candidate = Candidate("benchmarks.growth:start", {"path": str(suite.archive())})
     timings = {"the first time": Timing(), "again": Timing()}
     for attempt in range(suite.rounds(1, 3)):
         os.environ["MSNGAN_CACHE"] = str(suite.place / f"pixels-{attempt}")
         for timing in timings.values():  # in this order: the second finds the cache that the first has written
-            candidate = Candidate("benchmarks.growth:start", {"path": str(archive)})
             done = compete({"start": candidate}, rounds=1, warm_up=0)["start"]
             timing.seconds += done.seconds
             timing.value = done.value
     first, again = timings.values()
     assert first.value == again.value
     check = f"the same {first.value['images']:,} images"
-    return Measurement.of("start-up from an archive", timings, "again", "the first time", check, "≤ 1 s, ≤ 10 s")
+    return speed_up("start-up from an archive", timings, "again", "the first time", check, "≤ 1 s, ≤ 10 s")
 
 
-def _streaming(suite: Suite) -> Measurement:
+def _streaming(suite: Suite) -> Row:
     """Compare streaming from a folder of all files with streaming from one of a tenth as many."""
-    large, count = _large_folder(suite)
-    small, fewer = suite.place / "small", f"{count // 10:,} files"
-    write_random_images(small, count // 10)
-    folders = {"all files": large, fewer: small}
+    count = suite.rounds(500, 5000)
+    small = suite.place / "small"
+    write_random_images(small, count)
+    fewer = f"{count:,} files"
+    folders = {"all files": suite.folder(), fewer: small}
     candidates = {name: Candidate("benchmarks.growth:stream", {"path": str(folder)}) for name, folder in folders.items()}
     timings = compete(candidates, rounds=suite.rounds(1, 3))
     check = memory(timings["all files"], timings[fewer])
-    return Measurement.of("20 batches of a streamed folder", timings, "all files", fewer, check, "1 or above")
+    return speed_up("20 batches of a streamed folder", timings, "all files", fewer, check, "1 or above")

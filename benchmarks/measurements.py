@@ -12,34 +12,17 @@ from PIL import Image
 
 from benchmarks.alternating import Timing
 
-HEAD = "| what | A | B | speed-up of A | goal | median A / B | check |\n|---|---|---|---|---|---|---|"
+HEAD = ["what", "A", "B", "speed-up of A", "goal", "median A / B", "check"]
+Row = list[str]  # the cells of one measurement under HEAD
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """The speed-up of ``fast`` over ``slow``, both medians, and the check that both did the same work."""
+def speed_up(what: str, timings: Mapping[str, Timing], fast: str, slow: str, check: str, goal: str = "", work: float = 1) -> Row:
+    """Return the speed-up of ``fast`` over ``slow`` and both medians, with the ``check`` that both did the same work.
 
-    what: str
-    fast: str
-    slow: str
-    speed_up: float
-    medians: tuple[float, float]  # seconds of a unit, fast and slow
-    check: str
-    goal: str = ""
-
-    @classmethod
-    def of(cls, what: str, timings: Mapping[str, Timing], fast: str, slow: str, check: str, goal: str = "") -> "Measurement":
-        a, b = timings[fast].median, timings[slow].median
-        return cls(what, fast, slow, b / a, (a, b), check, goal)
-
-    def text(self) -> str:
-        goal = f"  [goal {self.goal}]" if self.goal else ""
-        a, b = map(_time, self.medians)
-        return f"{self.what}: {self.speed_up:.2f}x{goal}  {self.fast} {a} against {self.slow} {b}; {self.check}"
-
-    def row(self) -> str:
-        times = " / ".join(map(_time, self.medians))
-        return f"| {self.what} | {self.fast} | {self.slow} | {self.speed_up:.2f} | {self.goal} | {times} | {self.check} |"
+    A unit of ``fast`` is ``work`` times as much work as one of ``slow``.
+    """
+    a, b = timings[fast].median, timings[slow].median
+    return [what, fast, slow, f"{work * b / a:.2f}", goal, f"{_time(a)} / {_time(b)}", check]
 
 
 def _time(seconds: float) -> str:
@@ -77,8 +60,13 @@ class Suite:
         return Path(self.temporary.name)
 
     def archive(self) -> Path:
-        """Return the images of ``folder`` in a zip."""
-        return self.data or zipped(self.folder(), self.place / "images.zip")
+        """Return the images of ``folder`` in a zip without compression."""
+        path = self.data or self.place / "images.zip"
+        if not path.exists():
+            with zipfile.ZipFile(path, "w") as archive:
+                for file in sorted(self.folder().rglob("*.jpg")):
+                    archive.write(file, file.relative_to(self.folder()))
+        return path
 
     def folder(self) -> Path:
         """Return a folder of 32x32 images as files in class folders."""
@@ -90,16 +78,6 @@ class Suite:
             else:
                 write_random_images(folder, 5000 if self.quick else 50_000)
         return folder
-
-
-def zipped(folder: Path, path: Path) -> Path:
-    """Write the files of ``folder`` into a zip without compression. Return its path."""
-    if not path.exists():
-        with zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(folder.rglob("*")):
-                if file.is_file():
-                    archive.write(file, file.relative_to(folder))
-    return path
 
 
 def write_random_images(folder: Path, count: int) -> None:

@@ -8,15 +8,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.alternating import Candidate, Case, compete
-from benchmarks.measurements import Measurement, Suite
+from benchmarks.measurements import Row, Suite, speed_up
 from benchmarks.plain import NaiveMeanSpectralNorm
-from benchmarks.steps import discriminator_like
+from benchmarks.steps import discriminator_like, precisions, record_layers
 from gan.models.losses import discriminator_loss
 from gan.models.norms import SpectralNorm, power_iterate
-from gan.runs.folder import computes_in_bf16
 from gan.training.gan_step import discriminator_logits
-from study.models import BUILDERS
-from study.tables import MODEL_NAMES
+from gan.utils.tables import markdown_table
 
 NAMES = {"batch": "BN", "spectral": "SN", "mean_spectral": "MSN", "naive": "MSN, word for word"}
 
@@ -108,21 +106,21 @@ def bandwidth() -> float:
     return 2 * source.numel() * 4 / sorted(times)[2]
 
 
-def bound(norm: str, rate: float, width: int = 4, batch: int = 64) -> float:
+def bound(norm: str, rate: float, batch: int = 64) -> float:
     """Return the milliseconds of the memory passes that ``norm`` adds to the convolutions at ``rate`` bytes a second.
 
     A step has two batches. BN reads its input twice and writes it; backward it reads the input and its gradient twice and
     writes one. MSN averages its input; backward it reads and writes the gradient of its input or, where that is larger,
     reads the gradient of its output twice and writes it once.
     """
-    passes = 0.0
-    for before, after, shrink in _SIZES:
-        x, y = before, after
+    values = 0
+    for layer, inputs, outputs in record_layers(discriminator_like("none"), (1, 3, 32, 32))[:-1]:
+        x, y = inputs.numel(), outputs.numel()
         if norm == "batch":
-            passes += 8 * y
+            values += 8 * y
         elif norm == "mean_spectral":
-            passes += x + (3 * y if shrink else (2 * x if before != 3 * 1024 else 0))
-    return 2 * batch * passes * width / rate * 1000
+            values += x + (3 * y if layer.stride == (2, 2) else 2 * x if inputs.shape[1] > 3 else 0)
+    return 2 * batch * values * 4 / rate * 1000
 
 
 def profiles() -> str:
@@ -132,19 +130,12 @@ def profiles() -> str:
     rows = {group: [found[norm][group] for norm in NAMES] for group in [*GROUPS, OTHER]}
     rows["all"] = [sum(found[norm].values()) for norm in NAMES]
     rows["passes of the norm at that bandwidth"] = [bound(norm, rate) for norm in NAMES]
-    head = [f"a copy moves {rate / 1e9:.1f} GB/s", "", f"| | {' | '.join(NAMES.values())} |", "|---" * (len(NAMES) + 1) + "|"]
-    return "\n".join([*head, *(f"| {name} | {' | '.join(f'{value:.1f}' for value in row)} |" for name, row in rows.items())])
+    table = markdown_table(["", *NAMES.values()], [[name, *(f"{ms:.1f}" for ms in row)] for name, row in rows.items()])
+    return f"a copy moves {rate / 1e9:.1f} GB/s\n\n{table}"
 
 
-# Number of values of an image before and after each convolution, and whether the convolution halves the side.
-_SIZES = [
-    (3 * 1024, 64 * 1024, False), (64 * 1024, 64 * 256, True), (64 * 256, 128 * 256, False), (128 * 256, 128 * 64, True),
-    (128 * 64, 256 * 64, False), (256 * 64, 256 * 16, True), (256 * 16, 512 * 16, False),
-]  # fmt: skip
-
-
-def lines(suite: Suite) -> list[Measurement]:
-    """Return the speed-ups of SN and MSN over BN, of MSN over SN and over MSN word for word; then those of the classifiers."""
+def lines(suite: Suite) -> list[Row]:
+    """Return the speed-ups of SN and MSN over BN, and of MSN over SN and over MSN word for word."""
     difference = agreement()
     assert difference <= 1e-9, difference
     pairs = [
@@ -152,21 +143,11 @@ def lines(suite: Suite) -> list[Measurement]:
         ("MSN", NAMES["naive"], "", f"gradients equal to {difference:.0e}"),
     ]  # fmt: skip
     found = []
-    precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
-    for name, precision in precisions.items():
+    for name, precision in precisions().items():
         candidates = {
             text: Candidate("benchmarks.norms:training_step", {"norm": norm, "precision": precision})
             for norm, text in NAMES.items()
         }
         timings = compete(candidates, rounds=suite.rounds(4, 40))
-        found += [Measurement.of(f"D's training step, {name}", timings, a, b, check, goal) for a, b, goal, check in pairs]
-    for model in BUILDERS:
-        candidates = {
-            NAMES[norm]: Candidate("study.speed:training_step", {"model": model, "norm": norm, "batch": suite.batch})
-            for norm in ("batch", "spectral", "mean_spectral")
-        }
-        units = 1 if model == "densenet_bc" else suite.rounds(5, 10)
-        timings = compete(candidates, rounds=suite.rounds(1, 15), units=units)
-        what = suite.sized(f"training step of {MODEL_NAMES[model]}, float32")
-        found += [Measurement.of(what, timings, a, "BN", f"the paper: {ratio}") for a, ratio in (("SN", "1.27"), ("MSN", "1.16"))]
+        found += [speed_up(f"D's training step, {name}", timings, a, b, check, goal) for a, b, goal, check in pairs]
     return found

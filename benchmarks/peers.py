@@ -14,7 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.alternating import Timing, peak_memory
 
@@ -23,19 +23,15 @@ def random_inception_weights(path: Path) -> Path:
     """Write a state_dict with Inception's 566 names: random weights whose outputs differ between images."""
     import pytorch_fid.inception as peer
 
-    def build(state: dict[str, Tensor] | None) -> nn.Module:
-        # The library's builder downloads and loads a state_dict. The download is replaced, the first load left out.
-        load = nn.Module.load_state_dict
-        with (
-            mock.patch.object(peer, "load_state_dict_from_url", lambda *_, **__: state),
-            mock.patch.object(nn.Module, "load_state_dict", load if state else lambda *_, **__: None),
-        ):
-            network: nn.Module = peer.fid_inception_v3()
-        return network
-
-    with torch.random.fork_rng(), torch.no_grad():
+    # The library's builder downloads weights and loads them; neither is wanted here.
+    with (
+        mock.patch.object(peer, "load_state_dict_from_url"),
+        mock.patch.object(nn.Module, "load_state_dict"),
+        torch.random.fork_rng(),
+        torch.no_grad(),
+    ):
         torch.manual_seed(0)
-        network = build(None)
+        network: nn.Module = peer.fid_inception_v3()
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

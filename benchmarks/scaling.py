@@ -13,6 +13,7 @@ from benchmarks.alternating import ROOT
 from benchmarks.steps import prepare
 from gan.config import load_config
 from gan.training.gan_step import train_step
+from gan.utils.tables import markdown_table
 
 CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
 
@@ -105,24 +106,27 @@ def seconds(cost: Cost, machine: Machine, gpus: int, share: float, efficiency: f
 
 def tables(batch: int = 64) -> str:
     """Return the counted costs and expected times as Markdown."""
-    rows = [f"| batch {batch} | GFLOP | GB moved | operations | gradients, MB | all-reduces |", "|---|---|---|---|---|---|"]
     costs = {name: count(config, batch) for name, config in CONFIGS.items()}
-    for name, cost in costs.items():
-        rows.append(
-            f"| {name} | {cost.flops / 1e9:.1f} | {cost.bytes / 1e9:.2f} | {cost.operations:,} | {cost.gradients / 1e6:.1f}"
-            f" | {cost.collectives} |"
-        )
-    rows += ["", "| | GPUs | batch | compute, ms | communicate, ms | real images a second |", "|---|---|---|---|---|---|"]
+    counted = [
+        (name, f"{cost.flops / 1e9:.1f}", f"{cost.bytes / 1e9:.2f}", f"{cost.operations:,}", f"{cost.gradients / 1e6:.1f}",
+         cost.collectives)
+        for name, cost in costs.items()
+    ]  # fmt: skip
+    expected = []
     for name, cost in costs.items():
         d_steps = 5 if "GP" in name else 1
         for gpus, machine, total in (
             (1, H200_NODE, 64), (1, H200_NODE, 4096), (8, H200_NODE, 64), (8, H200_NODE, 8 * 4096),
             (1000, H200_NETWORK, 1000 * 4096),
         ):  # fmt: skip
-            compute, communicate = seconds(cost, machine, gpus, total / gpus / batch)
-            rate = total * d_steps / (compute + communicate)
-            rows.append(f"| {name} | {gpus:,} | {total:,} | {compute * 1000:.1f} | {communicate * 1000:.1f} | {rate:,.0f} |")
-    return "\n".join(rows)
+            times = seconds(cost, machine, gpus, total / gpus / batch)
+            rate = total * d_steps / sum(times)
+            expected.append((name, f"{gpus:,}", f"{total:,}", *(f"{1000 * time:.1f}" for time in times), f"{rate:,.0f}"))
+    heads = (
+        [f"batch {batch}", "GFLOP", "GB moved", "operations", "gradients, MB", "all-reduces"],
+        ["", "GPUs", "batch", "compute, ms", "communicate, ms", "real images a second"],
+    )
+    return f"{markdown_table(heads[0], counted)}\n\n{markdown_table(heads[1], expected)}"
 
 
 if __name__ == "__main__":

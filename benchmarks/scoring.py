@@ -11,7 +11,7 @@ import numpy as np
 import eval.__main__ as program
 from benchmarks import peers
 from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
-from benchmarks.measurements import Measurement, Suite, memory
+from benchmarks.measurements import Row, Suite, memory, speed_up
 from eval.protocols import PROTOCOLS, Protocol
 from eval.statistics import GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils import cli
@@ -68,7 +68,7 @@ def _read_features(path: str) -> tuple[Any, GaussianStats]:
         return values, GaussianStats(kept["mean"], kept["covariance"], len(values))
 
 
-def distances(suite: Suite) -> list[Measurement]:
+def distances(suite: Suite) -> list[Row]:
     """Return the speed-ups of the distance alone, at the numbers of images of two protocols."""
     found = []
     real = _write_features(suite.place / "real.npz", 10_000, 2)
@@ -83,11 +83,11 @@ def distances(suite: Suite) -> list[Measurement]:
             difference = abs(timings["ours"].value / timings[peer].value - 1)
             assert difference <= 1e-6, (peer, timings["ours"].value, timings[peer].value)
             what = f"Frechet distance, {count:,} images, {D}-d"
-            found.append(Measurement.of(what, timings, "ours", peer, f"equal to {difference:.0e}", goal))
+            found.append(speed_up(what, timings, "ours", peer, f"equal to {difference:.0e}", goal))
     return found
 
 
-def lines(suite: Suite) -> list[Measurement]:
+def lines(suite: Suite) -> list[Row]:
     """Return the speed-ups of whole programs, from start to numbers, on the same images and weights."""
     count = suite.scored or suite.rounds(20, 500)
     place = suite.place / "scoring"
@@ -127,7 +127,7 @@ def lines(suite: Suite) -> list[Measurement]:
         equal = ", ".join(f"{name} to {value:.0e}" for name, value in differences.items())
         a, b = f"ours ({extractor})", f"{peer}'s program"
         what = f"scoring under paper, {count:,} generated and as many real images"
-        found.append(Measurement.of(what, {a: ours, b: theirs}, a, b, f"equal: {equal}; {memory(ours, theirs)}", "≥ 2.5"))
+        found.append(speed_up(what, {a: ours, b: theirs}, a, b, f"equal: {equal}; {memory(ours, theirs)}", "≥ 2.5"))
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.alternating import ROOT, Candidate, Case, compete, numbered
-from benchmarks.measurements import Measurement, Suite
+from benchmarks.measurements import Row, Suite, speed_up
 from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
 from gan.data.stream import BatchStream
@@ -24,6 +24,11 @@ from gan.utils.distributed import make_accelerator
 
 CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan"}
 SHORT = {"spectral": "SN", "mean_spectral": "MSN"}
+
+
+def precisions() -> dict[str, str]:
+    """Return the precisions to measure: their names in the table and as settings. bf16 only where the processor has it."""
+    return {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
 
 
 def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStream, GanContext]:
@@ -89,21 +94,25 @@ def discriminator_like(norm: str) -> nn.Module:
     return Discriminator(channels=64, image_channels=3, image_size=32, norm=norm).to(memory_format=torch.channels_last)
 
 
-def _calls(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, backward: tuple[bool, bool] | None) -> list[Any]:
-    """Return a call a weighted layer: its forward pass, and its backward pass for (the network's input, the weights)."""
-    found: list[tuple[nn.Module, Tensor, Tensor]] = []
+def record_layers(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[Any, Tensor, Tensor]]:
+    """Return each weighted layer with its input and output in a forward pass of random numbers of ``shape``."""
+    found: list[tuple[Any, Tensor, Tensor]] = []
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: found.append((layer, inputs[0], output)))
-        for layer in network.modules()
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+        for layer in _weighted(network)
     ]
     with torch.no_grad():
         network(torch.randn(shape))
     for hook in hooks:
         hook.remove()
+    return found
+
+
+def _calls(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, backward: tuple[bool, bool] | None) -> list[Any]:
+    """Return a call a weighted layer: its forward pass, and its backward pass for (the network's input, the weights)."""
     return [
         _call(layer, x, output, dtype, backward and (backward[0] or index > 0, backward[1]))
-        for index, (layer, x, output) in enumerate(found)
+        for index, (layer, x, output) in enumerate(record_layers(network, shape))
     ]
 
 
@@ -137,9 +146,8 @@ def agreement(norm: str, batch: int = 64) -> float:
     theirs_g, theirs_d = plain.initialise(plain.generator()), plain.initialise(plain.discriminator(norm))
     ours_g, ours_d = generator_like(), discriminator_like(norm)
     for theirs, mine in ((theirs_g, ours_g), (theirs_d, ours_d)):
-        pairs = zip(_weighted(theirs), _weighted(mine), strict=True)
         with torch.no_grad():
-            for a, b in pairs:
+            for a, b in zip(_weighted(theirs), _weighted(mine), strict=True):
                 b.weight.copy_(a.parametrizations.weight.original if hasattr(a, "parametrizations") else a.weight)
                 if b.bias is not None and a.bias is not None:
                     b.bias.copy_(a.bias)
@@ -164,7 +172,7 @@ def _weighted(network: nn.Module) -> list[Any]:
     return [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))]
 
 
-def lines(suite: Suite) -> list[Measurement]:
+def lines(suite: Suite) -> list[Row]:
     """Return the speed-ups of a step over the plain loop and the system's allocator, and its share of arithmetic."""
     found = []
     for norm, short in SHORT.items():
@@ -174,9 +182,8 @@ def lines(suite: Suite) -> list[Measurement]:
     return found
 
 
-def _lines(suite: Suite, norm: str, short: str, equal: str) -> list[Measurement]:
+def _lines(suite: Suite, norm: str, short: str, equal: str) -> list[Row]:
     common = {"norm": norm, "batch": suite.batch}
-    precisions = {"float32": "fp32"} | ({"bf16": "bf16"} if computes_in_bf16(torch.device("cpu")) else {})
 
     def step_of(precision: str, keep_blocks: bool = True) -> Candidate:
         settings = {**common, "precision": precision, "images": str(suite.archive())}
@@ -187,18 +194,18 @@ def _lines(suite: Suite, norm: str, short: str, equal: str) -> list[Measurement]
         plain_loop: Candidate("benchmarks.steps:plain_loop", {**common, "images": str(suite.folder())}, keep_blocks=False),
         system: step_of("fp32", keep_blocks=False),
     }
-    for name, precision in precisions.items():
+    for name, precision in precisions().items():
         candidates[f"ours, {name}"] = step_of(precision)
         candidates[f"arithmetic alone, {name}"] = Candidate("benchmarks.steps:bare", {**common, "precision": precision})
     timings = compete(candidates, rounds=suite.rounds(2, 15))
 
-    def line(what: str, fast: str, slow: str, check: str, goal: str) -> Measurement:
-        return Measurement.of(suite.sized(f"{what}, {short}"), timings, fast, slow, check, goal)
+    def line(what: str, fast: str, slow: str, check: str, goal: str) -> Row:
+        return speed_up(suite.sized(f"{what}, {short}"), timings, fast, slow, check, goal)
 
     found = [line("training step", "ours, float32", plain_loop, equal, "≥ 1.3")]
-    if "bf16" in precisions:
+    if "bf16" in precisions():
         found.append(line("training step, auto", "ours, bf16", plain_loop, equal, "≥ 2.0"))
-    for name in precisions:
+    for name in precisions():
         what, same = f"share of arithmetic, {name}", "same shapes, layout and dtype"
         found.append(line(what, f"ours, {name}", f"arithmetic alone, {name}", same, "≥ 0.87"))
     peaks = " and ".join(f"{timings[name].peak_mb:,.0f} MB" for name in ("ours, float32", system))

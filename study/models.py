@@ -1,6 +1,7 @@
 """The paper's classifiers, each under any norm: 3-layer CNN, VGG-7 and the 100-layer DenseNet-BC; their weight update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,21 +13,18 @@ from gan.models.norms import SpectralNorm, normalize, normalize_input, power_ite
 SLOPE = 0.1  # negative slope of LeakyReLU, the activation of all models in the paper
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
 Variant: TypeAlias = Literal["full", "published"]
+NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}
+NORMS = ("batch", "spectral", "mean_spectral")  # those of the paper
+MODEL_NAMES = {  # in the order of the paper's tables
+    "cnn3": "3-layer CNN",
+    "vgg7": "VGG-7",
+    "densenet_bc": "DenseNet-BC",
+    "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
+}
 
 
 def _activation() -> nn.Module:
     return nn.LeakyReLU(SLOPE, inplace=True)
-
-
-def _feature_size(features: nn.Module, channels: int, size: int) -> int:
-    """Return how many features one image gives. Raises ValueError for an image that is too small."""
-    try:
-        with torch.no_grad():
-            return features.eval()(torch.zeros(1, channels, size, size)).numel()
-    except RuntimeError:
-        raise ValueError(f"images of {size}x{size} are too small for this network") from None
-    finally:
-        features.train()
 
 
 def cnn3(norm: str, *, channels: int = 1, size: int = 28, classes: int = 10) -> nn.Module:
@@ -34,12 +32,8 @@ def cnn3(norm: str, *, channels: int = 1, size: int = 28, classes: int = 10) -> 
 
     Convolutions (kernel/stride, maps) 5/1 16, 3/1 32 and 4/2 32, each padded by 2; one dense layer. No pooling, no dropout.
     """
-    layers: list[nn.Module] = []
-    before = channels
-    for kernel, stride, after in ((5, 1, 16), (3, 1, 32), (4, 2, 32)):
-        layers += [normalize(nn.Conv2d(before, after, kernel, stride, 2), norm), _activation()]
-        before = after
-    return _with_classifier(layers, norm, channels, size, classes)
+    convolutions = [(16, 5, 1, 2, False), (32, 3, 1, 2, False), (32, 4, 2, 2, False)]
+    return _convolutional(convolutions, norm, channels, size, classes)
 
 
 def vgg7(norm: str, *, channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
@@ -48,19 +42,31 @@ def vgg7(norm: str, *, channels: int = 3, size: int = 32, classes: int = 10) -> 
     3x3 convolutions of 32, 32, 64, 64, 128 and 256 maps; one dense layer. 2x2 maximum pooling follows the second, fourth,
     fifth and sixth convolution. All but the sixth are padded.
     """
+    maps = [(32, 1, False), (32, 1, True), (64, 1, False), (64, 1, True), (128, 1, True), (256, 0, True)]
+    return _convolutional([(after, 3, 1, padding, pool) for after, padding, pool in maps], norm, channels, size, classes)
+
+
+def _convolutional(
+    convolutions: Sequence[tuple[int, int, int, int, bool]], norm: str, channels: int, size: int, classes: int
+) -> nn.Module:
+    """Return ``convolutions`` (maps, kernel, stride, padding, whether 2x2 maximum pooling follows) and one dense layer.
+
+    Raises ValueError for images that are too small.
+    """
     layers: list[nn.Module] = []
     before = channels
-    for after, padding, pool in ((32, 1, False), (32, 1, True), (64, 1, False), (64, 1, True), (128, 1, True), (256, 0, True)):
-        layers += [normalize(nn.Conv2d(before, after, 3, 1, padding), norm), _activation()]
+    for after, kernel, stride, padding, pool in convolutions:
+        layers += [normalize(nn.Conv2d(before, after, kernel, stride, padding), norm), _activation()]
         layers += [nn.MaxPool2d(2)] if pool else []
         before = after
-    return _with_classifier(layers, norm, channels, size, classes)
-
-
-def _with_classifier(layers: list[nn.Module], norm: str, channels: int, size: int, classes: int) -> nn.Module:
-    features = nn.Sequential(*layers, nn.Flatten())
-    dense = nn.Linear(_feature_size(features, channels, size), classes)
-    return nn.Sequential(*features, normalize(dense, norm, output=True))
+    features = nn.Sequential(*layers, nn.Flatten()).eval()
+    try:
+        with torch.no_grad():
+            width = features(torch.zeros(1, channels, size, size)).numel()
+    except RuntimeError:
+        raise ValueError(f"images of {size}x{size} are too small for this network") from None
+    dense = normalize(nn.Linear(width, classes), norm, output=True)
+    return nn.Sequential(*features, dense).train()
 
 
 def _in_weights(norm: str) -> str:
@@ -132,11 +138,13 @@ def build_classifier(
         return BUILDERS[name](norm, channels=channels, size=size, classes=classes, **options)
 
 
+@dataclass(frozen=True)
 class WeightedLayer:
     """A layer with a weight, and its number, by which the paper's figures name it."""
 
-    def __init__(self, number: int, name: str, module: nn.Module) -> None:
-        self.number, self.name, self.module = number, name, module
+    number: int
+    name: str
+    module: nn.Module
 
     @property
     def parameter(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Read the settings, tests and probes that classifier runs recorded."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
 from gan.utils.settings import MAX_BYTES, load
 from study.config import StudyConfig
+from study.models import MODEL_NAMES, NORM_NAMES
 
 FAILED = "failed.json"
 # Numbers that the figures need in each probe, beside the gradient's histogram and its shares of small entries.
@@ -170,8 +171,8 @@ class ComparableRuns:
         return {rate for _, rate in self.runs}
 
     def of_rate(self, rate: float) -> dict[str, list[ClassifierRun]]:
-        """Return the runs of one learning rate, by norm."""
-        return {norm: runs for (norm, own), runs in self.runs.items() if own == rate}
+        """Return the runs of one learning rate by norm, in the order of NORM_NAMES."""
+        return {norm: self.runs[norm, rate] for norm in NORM_NAMES if (norm, rate) in self.runs}
 
 
 def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
@@ -188,11 +189,7 @@ def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
         norm_and_rate = settings.pop("model.norm"), settings.pop("optimizer.lr")
         comparable = found.setdefault(repr(settings), ComparableRuns(settings, {}))
         comparable.runs[norm_and_rate] = sorted(group.runs, key=lambda run: run.config.seed)
-    return sorted(found.values(), key=lambda group: (MODELS.index(group.first.model), repr(group.settings)))
-
-
-# In the order of the paper's tables.
-MODELS: Sequence[str] = ("cnn3", "vgg7", "densenet_bc", "densenet_bc, published")
+    return sorted(found.values(), key=lambda group: (list(MODEL_NAMES).index(group.first.model), repr(group.settings)))
 
 
 def write_failure(folder: Path, error: str) -> None:

@@ -1,26 +1,21 @@
 """Tables I and III of the paper as Markdown and CSV: published values beside measured ones."""
 
-import csv
-import io
-import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+
+from torch import nn
 
 from gan.models.dcgan import Discriminator, trainable_parameters
 from gan.runs.grouping import differing_settings
 from gan.utils.files import make_folder, write_atomically
-from study.models import cnn3, densenet_bc, vgg7
+from gan.utils.tables import csv_text, markdown_table
+from study.models import MODEL_NAMES, NORM_NAMES, NORMS, cnn3, densenet_bc, vgg7
 from study.results import ClassifierRun, ComparableRuns, comparable_runs
 
-NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}
-MODEL_NAMES = {
-    "cnn3": "3-layer CNN",
-    "vgg7": "VGG-7",
-    "densenet_bc": "DenseNet-BC",
-    "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
-}
 # Table I of the paper: data set, and test accuracy in percent by norm.
 PUBLISHED_ACCURACY = {
     "cnn3": ("mnist", {"batch": 98.28, "spectral": 89.55, "mean_spectral": 96.71}),
@@ -34,7 +29,6 @@ PUBLISHED_COUNTS = {
     "VGG-7": (438_314, 437_168, 437_744),
     "DenseNet-BC": (1_009_730, 1_007_608, 1_008_670),
 }
-NORMS = ("batch", "spectral", "mean_spectral")
 
 
 @dataclass(frozen=True)
@@ -78,10 +72,9 @@ def cells(compared: ComparableRuns) -> list[SeedStatistics]:
     """Return the statistics of each norm and learning rate, in the order of NORM_NAMES, the largest rate first."""
     found = []
     for (norm, rate), runs in compared.runs.items():
-        complete = [run for run in runs if run.complete and run.failure is None]
+        accuracies = tuple(100 * run.accuracy for run in runs if run.complete and run.failure is None)
         diverged = sum(run.failure is not None for run in runs)
-        accuracies = tuple(100 * run.accuracy for run in complete)
-        found.append(SeedStatistics(norm, rate, accuracies, diverged, len(runs) - len(complete) - diverged))
+        found.append(SeedStatistics(norm, rate, accuracies, diverged, len(runs) - len(accuracies) - diverged))
     return sorted(found, key=lambda cell: (list(NORM_NAMES).index(cell.norm), -cell.rate))
 
 
@@ -112,42 +105,31 @@ def _budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
     return ", ".join(parts + [f"{key}={value}" for key, value in differing.items() if key not in shown])
 
 
-@dataclass(frozen=True)
 class AccuracyRow:
     """One model and norm of Table I."""
 
-    run: ClassifierRun  # any run of the row: all share model and data
-    budget: str
-    norm: str
-    cells: Sequence[SeedStatistics]
-
-    @property
-    def chosen(self) -> SeedStatistics | None:
-        return best(self.cells)
-
-    @property
-    def published(self) -> tuple[float, str, bool] | None:
-        """The accuracy in Table I, its data set, and whether the run has the same data set; None if it is not in Table I."""
-        data, accuracies = PUBLISHED_ACCURACY[self.run.config.model.name]
-        if self.norm not in accuracies:
-            return None
-        ours = data_name(self.run).lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
-        return accuracies[self.norm], data, ours == data
+    def __init__(self, run: ClassifierRun, budget: str, cells: Sequence[SeedStatistics]) -> None:
+        """``run`` is any run of the row, since all share model and data."""
+        self.model, self.norm = run.model, cells[0].norm
+        self.data, self.budget, self.cells, self.chosen = data_name(run), budget, cells, best(cells)
+        self.published_on, accuracies = PUBLISHED_ACCURACY[run.config.model.name]
+        self.published = accuracies.get(self.norm)  # None: not in Table I
+        ours = self.data.lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
+        self.same_data = ours == self.published_on
 
     @property
     def difference(self) -> float | None:
         """The best measured accuracy minus the published one, in points; None for other data."""
-        chosen, published = self.chosen, self.published
-        return chosen.mean - published[0] if chosen and published and published[2] else None
+        return self.chosen.mean - self.published if self.chosen and self.published and self.same_data else None
 
 
 def _accuracy_rows(runs: Iterable[ClassifierRun]) -> list[AccuracyRow]:
-    groups, found = comparable_runs(runs), []
-    for compared in groups:
-        budget = _budget(compared, groups)
-        for norm, own in itertools.groupby(cells(compared), key=lambda cell: cell.norm):
-            found.append(AccuracyRow(compared.first, budget, norm, list(own)))
-    return found
+    groups = comparable_runs(runs)
+    return [
+        AccuracyRow(compared.first, _budget(compared, groups), list(own))
+        for compared in groups
+        for _, own in groupby(cells(compared), key=lambda cell: cell.norm)
+    ]
 
 
 def accuracy_table(runs: Iterable[ClassifierRun]) -> str:
@@ -155,67 +137,65 @@ def accuracy_table(runs: Iterable[ClassifierRun]) -> str:
     rows = _accuracy_rows(runs)
     rates = sorted({cell.rate for row in rows for cell in row.cells}, reverse=True)
     head = ["model", "data", "trained on", "norm", *(f"lr {rate:g}" for rate in rates), "best", "published", "difference"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines = []
     for row in rows:
-        chosen, published, by_rate = row.chosen, row.published, {cell.rate: cell for cell in row.cells}
-        there = "" if published is None else f"{published[0]:.2f}{'' if published[2] else f' on {published[1]}'}"
-        values = [MODEL_NAMES[row.run.model], data_name(row.run), row.budget, NORM_NAMES[row.norm]]
-        values += [by_rate[rate].text() if rate in by_rate else "" for rate in rates]
-        values.append(f"{chosen.mean:.2f} (lr {chosen.rate:g})" if chosen else "")
-        values += [there, "" if row.difference is None else f"{row.difference:+.2f}"]
-        lines.append(f"| {' | '.join(values)} |")
-    lines += [
-        "",
+        texts = {cell.rate: cell.text() for cell in row.cells}
+        other_data = "" if row.same_data else f" on {row.published_on}"
+        lines.append([
+            MODEL_NAMES[row.model], row.data, row.budget, NORM_NAMES[row.norm], *map(texts.get, rates),
+            row.chosen and f"{row.chosen.mean:.2f} (lr {row.chosen.rate:g})",
+            row.published and f"{row.published:.2f}{other_data}",
+            None if row.difference is None else f"{row.difference:+.2f}",
+        ])  # fmt: skip
+    return (
+        f"{markdown_table(head, lines)}\n\n"
         "Test accuracy in percent after the last epoch: mean ± standard deviation over trainings with other seeds (ddof 1), their"
-        " number in brackets. The best rate is chosen by the test accuracy itself, as in the paper, which flatters every norm.",
-    ]
-    return "\n".join(lines)
+        " number in brackets. The best rate is chosen by the test accuracy itself, as in the paper, which flatters every norm."
+    )
 
 
 def _accuracy_csv(runs: Iterable[ClassifierRun]) -> str:
     """Return Table I as CSV, one line a model, norm and learning rate."""
     names = ["model", "data", "trained_on", "norm", "lr", "seeds", "mean", "std_ddof1", "diverged", "unfinished", "best",
         "published", "published_on", "difference"]  # fmt: skip
-    found: list[list[object]] = []
+    lines: list[list[object]] = []
     for row in _accuracy_rows(runs):
         for cell in row.cells:
-            chosen, published = cell is row.chosen, row.published
-            found.append(
-                [
-                    row.run.model, data_name(row.run), row.budget, cell.norm, f"{cell.rate:g}", len(cell.accuracies),
-                    f"{cell.mean:.4f}" if cell.accuracies else "", "" if cell.deviation is None else f"{cell.deviation:.4f}",
-                    cell.diverged, cell.unfinished, int(chosen), *(published[:2] if published else ("", "")),
-                    f"{row.difference:.4f}" if chosen and row.difference is not None else "",
-                ]
-            )  # fmt: skip
-    return csv_text(names, found)
+            chosen = cell is row.chosen
+            lines.append([
+                row.model, row.data, row.budget, cell.norm, f"{cell.rate:g}", len(cell.accuracies),
+                f"{cell.mean:.4f}" if cell.accuracies else None, None if cell.deviation is None else f"{cell.deviation:.4f}",
+                cell.diverged, cell.unfinished, int(chosen), row.published, row.published and row.published_on,
+                f"{row.difference:.4f}" if chosen and row.difference is not None else None,
+            ])  # fmt: skip
+    return csv_text(names, lines)
 
 
-def csv_text(names: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return CSV text with the column ``names`` as its first line."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(lines)
-    return text.getvalue()
+def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
+    """Return Table III: model, norm, published count, our count, published minus ours, and the reason of the difference.
 
-
-def counts() -> dict[str, tuple[int, ...]]:
-    """Return the trainable parameters under BN, SN and MSN of the networks in Table III, and of DenseNet-BC with the norm
-    everywhere, which is not in Table III. They are counted on the networks themselves."""
-    return {
-        "WGAN (discriminator)": tuple(
-            trainable_parameters(Discriminator(channels=64, image_channels=3, image_size=32, norm=norm)) for norm in NORMS
-        ),
-        "3-layer CNN": tuple(trainable_parameters(cnn3(norm)) for norm in NORMS),
-        "VGG-7": tuple(trainable_parameters(vgg7(norm)) for norm in NORMS),
-        "DenseNet-BC": tuple(trainable_parameters(densenet_bc(norm, variant="published")) for norm in NORMS),
-        "DenseNet-BC, norm everywhere": tuple(trainable_parameters(densenet_bc(norm)) for norm in NORMS),
+    The parameters are counted on the networks themselves. The last network, with the norm everywhere, is not in Table III.
+    """
+    networks: dict[str, Callable[..., nn.Module]] = {
+        "WGAN (discriminator)": partial(Discriminator, channels=64, image_channels=3, image_size=32),
+        "3-layer CNN": cnn3,
+        "VGG-7": vgg7,
+        "DenseNet-BC": partial(densenet_bc, variant="published"),
+        "DenseNet-BC, norm everywhere": densenet_bc,
     }
+    found: list[tuple[str, str, int | None, int, int | None, str]] = []
+    for model, build in networks.items():
+        for norm, published in zip(NORMS, PUBLISHED_COUNTS.get(model, (None, None, None)), strict=True):
+            ours = trainable_parameters(build(norm=norm))
+            difference = None if published is None else published - ours
+            found.append((model, norm, published, ours, difference, _reason(difference, model, norm)))
+    return found
 
 
-def _reason(difference: int, model: str, norm: str) -> str:
+def _reason(difference: int | None, model: str, norm: str) -> str:
     """Return why the published count is larger than the network's own by ``difference``."""
+    if difference is None:
+        return "not in the paper"
     if not difference:
         return ""
     if (model, norm) == ("WGAN (discriminator)", "mean_spectral"):
@@ -223,30 +203,17 @@ def _reason(difference: int, model: str, norm: str) -> str:
     return f"{difference} scalars, one for each spectrally normalised layer of the authors' code, that are never trained"
 
 
-def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
-    """Return Table III: model, norm, published count, our count, published minus ours, and the reason of the difference."""
-    found: list[tuple[str, str, int | None, int, int | None, str]] = []
-    for model, ours in counts().items():
-        for index, norm in enumerate(NORMS):
-            published = PUBLISHED_COUNTS[model][index] if model in PUBLISHED_COUNTS else None
-            difference = None if published is None else published - ours[index]
-            reason = "not in the paper" if difference is None else _reason(difference, model, norm)
-            found.append((model, norm, published, ours[index], difference, reason))
-    return found
-
-
 def count_table() -> str:
     """Return Table III as Markdown."""
-    lines = ["| model | norm | published | ours | difference | why |", "|---|---|---|---|---|---|"]
-    for model, norm, published, ours, difference, reason in count_rows():
-        shown = ["" if number is None else f"{number:,}" for number in (published, ours, difference)]
-        lines.append(f"| {model} | {NORM_NAMES[norm]} | {' | '.join(shown)} | {reason} |")
-    lines += [
-        "",
-        "Trainable parameters. The published SN and MSN counts of DenseNet-BC are those of a network that keeps BatchNorm"
-        " inside its 48 dense layers (28,832 parameters of BatchNorm); with the norm everywhere they are the last rows.",
+    lines = [
+        (model, NORM_NAMES[norm], *(None if number is None else f"{number:,}" for number in numbers), reason)
+        for model, norm, *numbers, reason in count_rows()
     ]
-    return "\n".join(lines)
+    return (
+        f"{markdown_table(['model', 'norm', 'published', 'ours', 'difference', 'why'], lines)}\n\n"
+        "Trainable parameters. The published SN and MSN counts of DenseNet-BC are those of a network that keeps BatchNorm"
+        " inside its 48 dense layers (28,832 parameters of BatchNorm); with the norm everywhere they are the last rows."
+    )
 
 
 def write_tables(runs: Sequence[ClassifierRun], out: Path) -> str:
