@@ -16,7 +16,6 @@ from eval.features import BATCH, Features, extract, extract_parts
 from eval.formatting import format_comparison, format_record
 from eval.image_sets import open_images
 from eval.measurement import compare
-from eval.processes import Processes
 from eval.protocols import PROTOCOLS, Protocol
 from eval.references import load_reference_stats, open_reference, real_images_for, reference_name
 from eval.scoring import Scorer, make_scorer, score_generator, versions
@@ -25,7 +24,7 @@ from eval.table2_report import write_report
 from gan.config import GanConfig
 from gan.inference.generator import load_generator
 from gan.utils import cli
-from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main
+from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -171,12 +170,11 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     }
     shapes |= {spec: stats.provenance.get("images", {}).get("image") for spec, stats in loaded.items()}
     on_all(accelerator, partial(_check_same_size, shapes))
-    processes = Processes(accelerator)
     sides = [
-        loaded[spec] if spec in loaded else extract(opened[spec], extractor, processes=processes, batch=options.batch_size)
+        loaded[spec] if spec in loaded else extract(opened[spec], extractor, accelerator=accelerator, batch=options.batch_size)
         for spec in specs
     ]
-    processes.only_main(lambda: _print_comparison(options, extractor, *sides))
+    only_on_main(accelerator, lambda: _print_comparison(options, extractor, *sides))
 
 
 def _print_comparison(
@@ -209,12 +207,11 @@ def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Write the statistics of a set of real images."""
     opened = on_all(accelerator, partial(open_images, options.spec, size=options.size, folder=options.data))
     extractor = _load_extractor(options, accelerator)
-    processes = Processes(accelerator)
     accumulator = Accumulator(extractor.dimensions)
     # Part by part, so that the features of all images are never in memory together.
-    for part in extract_parts(opened, extractor, processes=processes, batch=options.batch_size):
+    for part in extract_parts(opened, extractor, accelerator=accelerator, batch=options.batch_size):
         accumulator.update(part.values)
-    if not processes.is_main:
+    if not accelerator.is_main_process:
         return
     provenance = {"extractor": extractor.identity, "images": opened.identity, "versions": versions()}
     try:

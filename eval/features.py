@@ -1,23 +1,24 @@
 """Extraction of features from a set of images, by one process or many, in cached parts that survive an interruption."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.extractors import Extractor, Floats
 from eval.feature_cache import FeatureCache, Part
-from eval.processes import Processes
+from gan.utils.distributed import make_accelerator, on_all, on_main, only_on_main
 from gan.utils.progress import Progress
 
 BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
 PART = 16 * BATCH  # images in one cached part: the most that an interruption loses
-ONE_PROCESS = Processes()
 
 
 class ImageSet(Protocol):
@@ -52,35 +53,38 @@ def extract_parts(
     extractor: Extractor,
     *,
     count: int | None = None,
-    processes: Processes = ONE_PROCESS,
+    accelerator: Accelerator | None = None,
+    check_stop: Callable[[], None] = lambda: None,
     use_cache: bool = True,
     batch: int = BATCH,
     show_progress: bool = True,
 ) -> Iterator[Features]:
     """Yield the features of the first ``count`` images (default: all) part by part; nothing on other than the main process.
 
-    The batches, and so the features to the last bit, do not depend on the number of processes.
+    The processes of ``accelerator`` (default: this one) share the work; the batches, and so the features to the last bit, do
+    not depend on their number. ``check_stop`` is called before each round of batches, to raise an exception that stops it.
 
     Raises UserError for an image that cannot be read, or a cache that cannot be written.
     """
+    accelerator = accelerator or make_accelerator()
     total = len(images) if count is None else count
     spans = [(start, min(start + PART, total)) for start in range(0, total, PART)]
     cache = FeatureCache(images.identity, extractor) if use_cache else None
     with ExitStack() as stack:
         if cache is not None:
-            processes.only_main(partial(stack.enter_context, cache.lock()))
-        stored = processes.on_main(lambda: [cache is not None and cache.path(*span).exists() for span in spans])
+            only_on_main(accelerator, partial(stack.enter_context, cache.lock()))
+        stored = on_main(accelerator, lambda: [cache is not None and cache.path(*span).exists() for span in spans])
         missing = sum(end - start for (start, end), found in zip(spans, stored, strict=True) if not found)
-        show = show_progress and processes.is_main and missing > 0
+        show = show_progress and accelerator.is_main_process and missing > 0
         progress = stack.enter_context(Progress(total - missing, total, "image", shown=show))
         for span, found in zip(spans, stored, strict=True):
-            part = processes.only_main(partial(cache.load, *span)) if cache is not None and found else None
-            if not found or processes.on_main(partial(_is_none, part)):
-                part = _extract_part(images, extractor, *span, processes, batch)
+            part = only_on_main(accelerator, partial(cache.load, *span)) if cache is not None and found else None
+            if not found or on_main(accelerator, partial(_is_none, part)):
+                part = _extract_part(images, extractor, *span, accelerator, check_stop, batch)
                 if cache is not None:
-                    processes.only_main(partial(cache.save, *span, part))
+                    only_on_main(accelerator, partial(cache.save, *span, part))
                 progress.advance(" ", 0 if found else span[1] - span[0])
-            if processes.is_main:
+            if accelerator.is_main_process:
                 assert part is not None
                 yield Features(part["features"], part.get("logits"), images.identity, extractor.identity)
 
@@ -98,23 +102,33 @@ def extract(images: ImageSet, extractor: Extractor, **options: Any) -> Features 
     return Features(np.concatenate([part.values for part in parts]), logits, images.identity, extractor.identity)
 
 
-def _extract_part(images: ImageSet, extractor: Extractor, start: int, end: int, processes: Processes, batch: int) -> Part:
+def _extract_part(
+    images: ImageSet,
+    extractor: Extractor,
+    start: int,
+    end: int,
+    accelerator: Accelerator,
+    check_stop: Callable[[], None],
+    batch: int,
+) -> Part:
     """Return features and logits of the images ``start`` to ``end``; the processes take the batches in turn."""
     spans = [(first, min(first + batch, end)) for first in range(start, end, batch)]
     batches: list[Part] = []
-    for turn in range(0, len(spans), processes.count):
-        processes.check_stop()
-        this_turn = spans[turn : turn + processes.count]
-        span = this_turn[processes.rank] if processes.rank < len(this_turn) else None
-        own = processes.on_all(partial(_extract_batch, images, extractor, span))
-        if processes.count == 1:
+    for turn in range(0, len(spans), accelerator.num_processes):
+        check_stop()
+        this_turn = spans[turn : turn + accelerator.num_processes]
+        span = this_turn[accelerator.process_index] if accelerator.process_index < len(this_turn) else None
+        own = on_all(accelerator, partial(_extract_batch, images, extractor, span))
+        if accelerator.num_processes == 1:
             batches.append(own)
             continue
         # Gathering needs arrays of one shape: pad each to a full batch, then cut the padding off.
-        padded = {name: np.zeros((batch, width), np.float32) for name, width in extractor.widths.items()}
-        for name, values in own.items():
-            padded[name][: len(values)] = values
-        joined = {name: processes.gather(values) for name, values in padded.items()}
+        joined: Part = {}
+        for name, width in extractor.widths.items():
+            padded = torch.zeros(batch, width)
+            if name in own:
+                padded[: len(own[name])] = torch.from_numpy(own[name])
+            joined[name] = accelerator.gather(padded.to(accelerator.device)).cpu().numpy()
         for rank, (first, last) in enumerate(this_turn):
             batches.append({name: values[rank * batch : rank * batch + last - first] for name, values in joined.items()})
     return {name: np.concatenate([part[name] for part in batches]) for name in extractor.widths}

@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,6 @@ from eval.feature_cache import FeatureCache, digest
 from eval.features import Features, ImageSet, extract
 from eval.image_sets import QUANTISATION, GeneratedImages, StoredImages
 from eval.measurement import Reference, Result
-from eval.processes import Processes
 from eval.protocols import PROTOCOLS, Protocol
 from eval.references import open_reference, reference_name
 from gan.config import GanConfig
@@ -28,7 +27,7 @@ from gan.data.datasets import ImageDataset
 from gan.inference.generator import TrainedGenerator
 from gan.runs import scores
 from gan.runs.scores import Record, Score
-from gan.utils.distributed import on_all, on_all_in_turn
+from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
@@ -48,7 +47,7 @@ class Scorer:
     reference: Reference | None  # None on other than the main process
     held_out: Features | None  # real images for the floor; None: images of the reference
     reference_name: str  # for display; the reference is identified by its content
-    processes: Processes
+    accelerator: Accelerator
     device: str
     floors: dict[str, Result | None] = field(default_factory=dict)
 
@@ -97,7 +96,7 @@ class Scorer:
             result = measurement.make_record(features, self.reference, protocol, self.floor(protocol), provenance)
             return {"step": step, "source": source, "series": comparison_key(result["provenance"]), **result}
 
-        return self.processes.only_main(record)
+        return only_on_main(self.accelerator, record)
 
     def find_record(self, folder: Path, protocol: Protocol, images: GeneratedImages) -> Record | None:
         """Return the record of an equal score by command in the scores.jsonl of ``folder``, or None."""
@@ -128,18 +127,17 @@ def make_scorer(
 
     Raises UserError, before any extraction, where the real images are too few for one of ``protocols``.
     """
-    processes = Processes(accelerator)
     if isinstance(reference, Reference):
         opened: Reference | None = reference
     else:
         for protocol in protocols:
-            processes.on_all(partial(measurement.check_reference_size, len(reference), protocol))
-        features = extract(reference, extractor, processes=processes)
+            on_all(accelerator, partial(measurement.check_reference_size, len(reference), protocol))
+        features = extract(reference, extractor, accelerator=accelerator)
         opened = Reference(features) if features is not None else None
-    floor_features = extract(held_out, extractor, processes=processes) if held_out is not None else None
+    floor_features = extract(held_out, extractor, accelerator=accelerator) if held_out is not None else None
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Scorer(extractor, opened if processes.is_main else None, floor_features, reference_name, processes, name)
+    return Scorer(extractor, opened if accelerator.is_main_process else None, floor_features, reference_name, accelerator, name)
 
 
 def score_generator(
@@ -151,17 +149,17 @@ def score_generator(
     scores are written, so that an interrupted command continues.
     """
     images = GeneratedImages(generator.network, generator.config, generator.weights, seed)
-    folder, processes = scores_folder(generator), scorer.processes
+    folder, accelerator = scores_folder(generator), scorer.accelerator
 
     def find_records() -> dict[str, Record]:
         found = {protocol.name: scorer.find_record(folder, protocol, images) for protocol in protocols}
         return {name: record for name, record in found.items() if record is not None}
 
-    records = processes.on_main(find_records)
+    records = on_main(accelerator, find_records)
     missing = [protocol for protocol in protocols if protocol.name not in records]
     if missing:
         count = max(protocol.total for protocol in missing)
-        features = extract(images, scorer.extractor, count=count, processes=processes, batch=batch)
+        features = extract(images, scorer.extractor, count=count, accelerator=accelerator, batch=batch)
         for protocol in missing:
             record = scorer.score(features, protocol, generator.config, generator.step, "command")
             if record is not None:
@@ -169,7 +167,7 @@ def score_generator(
                 records[protocol.name] = record
     # Also where no score was missing: an earlier command may have been killed before this line.
     cache = FeatureCache(images.identity, scorer.extractor)
-    if processes.is_main and cache.folder.exists():
+    if accelerator.is_main_process and cache.folder.exists():
         cache.remove()
     return [records[protocol.name] for protocol in protocols if protocol.name in records]
 
@@ -196,19 +194,19 @@ class TrainingScorer:
         """
         weights = "ema" if self.config.training.ema_decay > 0 else "raw"
         images = GeneratedImages(network, self.config, weights, seed=0)
-        scorer = replace(self.scorer, processes=Processes(self.scorer.processes.accelerator, check_stop))
         features = extract(
             images,
-            scorer.extractor,
+            self.scorer.extractor,
             count=self.protocol.total,
-            processes=scorer.processes,
+            accelerator=self.scorer.accelerator,
+            check_stop=check_stop,
             use_cache=False,
             show_progress=False,
         )
-        record = scorer.score(features, self.protocol, self.config, step, "training")
+        record = self.scorer.score(features, self.protocol, self.config, step, "training")
         if record is None:
             return None
-        prefix = f"{self.protocol.name}/{scorer.extractor.name}"
+        prefix = f"{self.protocol.name}/{self.scorer.extractor.name}"
         found = record["scores"]
         curves = {f"{prefix}/{name}": found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name]}
         curves |= {f"{prefix}/{name}": found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name]}

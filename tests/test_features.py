@@ -11,7 +11,6 @@ from eval import features as module
 from eval.feature_cache import FeatureCache, cache_folder
 from eval.features import PART, extract
 from eval.image_sets import StoredImages, parse_spec
-from eval.processes import Processes
 from gan.data.datasets import load_images
 from gan.utils.distributed import connected
 from gan.utils.errors import UserError
@@ -121,13 +120,12 @@ def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None
 
 def _extract_together(out: Path) -> None:
     with connected() as accelerator:
-        processes = Processes(accelerator)
-        found = extract(SmallImages(PART + 200), small_extractor(), processes=processes, use_cache=False)
+        found = extract(SmallImages(PART + 200), small_extractor(), accelerator=accelerator, use_cache=False)
         if found is None:
-            assert not processes.is_main
+            assert not accelerator.is_main_process
         else:
             assert found.logits is not None
-            torch.save([torch.from_numpy(found.values), torch.from_numpy(found.logits)], out / f"{processes.count}.pt")
+            torch.save([torch.from_numpy(found.values), torch.from_numpy(found.logits)], out / f"{accelerator.num_processes}.pt")
 
 
 @pytest.mark.slow

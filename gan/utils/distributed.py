@@ -119,6 +119,11 @@ def on_all(accelerator: Accelerator, function: Callable[[], T]) -> T:
     return result  # noqa: RET504 (mypy takes every context manager for one that may swallow an exception)
 
 
+def only_on_main(accelerator: Accelerator, function: Callable[[], T]) -> T | None:
+    """As ``on_all``, with None on the other processes, which do not run ``function``."""
+    return on_all(accelerator, lambda: function() if accelerator.is_main_process else None)
+
+
 def on_all_in_turn(accelerator: Accelerator, function: Callable[[], T]) -> T:
     """As ``on_all``, one process of each machine first: it downloads, the others find the file there."""
     first = on_all(accelerator, lambda: function() if accelerator.is_local_main_process else None)
