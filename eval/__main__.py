@@ -12,16 +12,15 @@ from accelerate import Accelerator
 
 from eval import metrics, table2_data
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
-from eval.features import BATCH, Features, extract, extract_parts
+from eval.features import BATCH, Features, ImageSet, extract, extract_parts
 from eval.formatting import format_comparison, format_record
 from eval.image_sets import open_images
 from eval.measurement import compare
-from eval.protocols import PROTOCOLS, Protocol
-from eval.references import load_reference_stats, open_reference, real_images_for, reference_name
+from eval.protocols import PROTOCOLS
+from eval.references import check_stats
 from eval.scoring import Scorer, make_scorer, score_generator, versions
-from eval.statistics import Accumulator, GaussianStats, save_stats
+from eval.statistics import Accumulator, GaussianStats, load_stats, save_stats
 from eval.table2_report import write_report
-from gan.config import GanConfig
 from gan.inference.generator import load_generator
 from gan.utils import cli
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
@@ -127,54 +126,54 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     for path, generator in zip(options.runs, generators, strict=True):
         data = repr(generator.config.data)
         if data not in scorers:
-            scorers[data] = _make_scorer(options, accelerator, extractor, generator.config, protocols)
+            scorers[data] = make_scorer(
+                accelerator,
+                extractor,
+                generator.config,
+                protocols,
+                options.reference,
+                floor=options.floor,
+                made_by=options.made_by,
+                folder=options.data,
+            )
         records = score_generator(generator, scorers[data], protocols, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
                 print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record))
 
 
-def _make_scorer(
-    options: argparse.Namespace,
-    accelerator: Accelerator,
-    extractor: Extractor,
-    config: GanConfig,
-    protocols: Sequence[Protocol],
-) -> Scorer:
-    opened = on_all(
-        accelerator,
-        lambda: open_reference(config, options.reference, extractor, made_by=options.made_by, folder=options.data),
-    )
-    held_out = None
-    if options.floor:
-        held_out = on_all(accelerator, lambda: real_images_for(config, options.floor, options.data))
-    name = reference_name(config, options.reference)
-    return make_scorer(accelerator, extractor, opened, name, protocols, held_out)
-
-
 def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Compare two sets of images, and print every score that their numbers and the extractor allow."""
     specs = (options.a, options.b)
-    opened = {
-        spec: on_all(accelerator, partial(open_images, spec, size=options.size, folder=options.data))
-        for spec in specs
-        if not spec.endswith(".npz")
-    }
-    shapes = {spec: images.identity["image"] for spec, images in opened.items()}
-    on_all(accelerator, partial(_check_same_size, shapes))
+    opened = {spec: on_all(accelerator, partial(_open_side, options, spec)) for spec in specs}
+    on_all(accelerator, partial(_check_same_size, opened))
     extractor = _load_extractor(options, accelerator)
-    loaded = {
-        spec: on_all(accelerator, partial(load_reference_stats, Path(spec), extractor, options.made_by))
-        for spec in specs
-        if spec not in opened
-    }
-    shapes |= {spec: stats.provenance.get("images", {}).get("image") for spec, stats in loaded.items()}
-    on_all(accelerator, partial(_check_same_size, shapes))
-    sides = [
-        loaded[spec] if spec in loaded else extract(opened[spec], extractor, accelerator=accelerator, batch=options.batch_size)
-        for spec in specs
-    ]
+    sides: list[Features | GaussianStats | None] = []
+    for spec in specs:
+        side = opened[spec]
+        if isinstance(side, GaussianStats):
+            on_all(accelerator, partial(check_stats, side, extractor, spec))
+            sides.append(side)
+        else:
+            sides.append(extract(side, extractor, accelerator=accelerator, batch=options.batch_size))
     only_on_main(accelerator, lambda: _print_comparison(options, extractor, *sides))
+
+
+def _open_side(options: argparse.Namespace, spec: str) -> ImageSet | GaussianStats:
+    if spec.endswith(".npz"):
+        return load_stats(Path(spec), made_by=options.made_by)
+    return open_images(spec, size=options.size, folder=options.data)
+
+
+def _check_same_size(sides: Mapping[str, ImageSet | GaussianStats]) -> None:
+    """Raise UserError where the images of two sides have different sizes, as far as a statistics file says its size."""
+    shapes = {a: side.image_shape if isinstance(side, GaussianStats) else side.identity["image"] for a, side in sides.items()}
+    known = [(spec, shape) for spec, shape in shapes.items() if shape is not None]
+    if len(known) == 2 and known[0][1] != known[1][1]:
+        (a, (_, h, w)), (b, (_, i, v)) = known
+        raise UserError(
+            f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
+        )
 
 
 def _print_comparison(
@@ -191,16 +190,6 @@ def _print_comparison(
         "versions": versions(),
     }
     print(json.dumps(found, sort_keys=True) if options.json else format_comparison(found))
-
-
-def _check_same_size(shapes: Mapping[str, list[int] | None]) -> None:
-    """Raise UserError for two different image sizes; ``shapes`` has (C, H, W) by SPEC, None where a file does not say."""
-    known = [(spec, shape) for spec, shape in shapes.items() if shape is not None]
-    if len(known) == 2 and known[0][1] != known[1][1]:
-        (a, (_, h, w)), (b, (_, i, v)) = known
-        raise UserError(
-            f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
-        )
 
 
 def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:

@@ -1,6 +1,5 @@
 """Real images and statistics that a run's generator is compared with, as named on the command line."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,27 +12,14 @@ from gan.data.datasets import load_images
 from gan.utils.errors import UserError
 
 
-def load_reference_stats(
-    path: Path, extractor: Extractor, made_by: str | None, size: Sequence[int] | None = None
-) -> GaussianStats:
-    """Return the statistics in ``path``.
-
-    Raises UserError for statistics of another extractor or, as far as the file says, of images of another ``size`` (H, W).
-    """
-    stats = load_stats(path, made_by=made_by)
-    check_same_extractor(extractor.identity, stats.provenance.get("extractor", {}), str(path))
+def check_stats(stats: GaussianStats, extractor: Extractor, path: str) -> None:
+    """Raise UserError where the statistics from ``path`` were made by another extractor."""
+    check_same_extractor(extractor.identity, stats.provenance.get("extractor", {}), path)
     if stats.dimensions != extractor.dimensions:
         raise UserError(
             f"{path}: statistics of {stats.dimensions} features, {extractor.name} has {extractor.dimensions}."
             " Make them again with this extractor."
         )
-    shape = stats.provenance.get("images", {}).get("image")
-    if size is not None and shape is not None and list(shape[1:]) != list(size):
-        raise UserError(
-            f"{path}: statistics of images of {shape[2]}x{shape[1]}, to be compared with images of {size[1]}x{size[0]}: the score"
-            f" would measure the scaling too. Make them again with --size {min(size)}."
-        )
-    return stats
 
 
 def real_images_for(config: GanConfig, spec: str | None, folder: str | None = None) -> StoredImages:
@@ -61,8 +47,19 @@ def reference_name(config: GanConfig, spec: str | None) -> str:
 def open_reference(
     config: GanConfig, spec: str | None, extractor: Extractor, *, made_by: str | None = None, folder: str | None = None
 ) -> StoredImages | Reference:
-    """Return the statistics or real images of ``spec`` (default: the run's own images) for a run's generator."""
-    if spec is not None and spec.endswith(".npz"):
-        side = config.data.image_size
-        return Reference(None, load_reference_stats(Path(spec), extractor, made_by, (side, side)))
-    return real_images_for(config, spec, folder)
+    """Return the statistics or real images of ``spec`` (default: the run's own images) for a run's generator.
+
+    Raises UserError for statistics of another extractor or, as far as the file says, of images of another size.
+    """
+    if spec is None or not spec.endswith(".npz"):
+        return real_images_for(config, spec, folder)
+    stats = load_stats(Path(spec), made_by=made_by)
+    check_stats(stats, extractor, spec)
+    side = config.data.image_size
+    if stats.image_shape is not None and stats.image_shape[1:] != [side, side]:
+        _, height, width = stats.image_shape
+        raise UserError(
+            f"{spec}: statistics of images of {width}x{height}, to be compared with images of {side}x{side}: the score would"
+            f" measure the scaling too. Make them again with --size {side}."
+        )
+    return Reference(None, stats)

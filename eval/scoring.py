@@ -17,11 +17,11 @@ from eval import measurement
 from eval.comparison_keys import comparison_key
 from eval.extractors import Extractor, load_extractor
 from eval.feature_cache import FeatureCache, digest
-from eval.features import Features, ImageSet, extract
+from eval.features import Features, extract
 from eval.image_sets import QUANTISATION, GeneratedImages, StoredImages
 from eval.measurement import Reference, Result
 from eval.protocols import PROTOCOLS, Protocol
-from eval.references import open_reference, reference_name
+from eval.references import open_reference, real_images_for, reference_name
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset
 from gan.inference.generator import TrainedGenerator
@@ -44,7 +44,7 @@ class Scorer:
     """An extractor, and the real images that generators are compared with."""
 
     extractor: Extractor
-    reference: Reference | None  # None on other than the main process
+    reference: Reference | None  # only the main process uses it; None on the others where it has features
     held_out: Features | None  # real images for the floor; None: images of the reference
     reference_name: str  # for display; the reference is identified by its content
     accelerator: Accelerator
@@ -118,26 +118,40 @@ class Scorer:
 def make_scorer(
     accelerator: Accelerator,
     extractor: Extractor,
-    reference: ImageSet | Reference,
-    reference_name: str,
+    config: GanConfig,
     protocols: Sequence[Protocol],
-    held_out: ImageSet | None = None,
+    spec: str | None,
+    *,
+    images: ImageDataset | None = None,
+    floor: str | None = None,
+    made_by: str | None = None,
+    folder: str | None = None,
 ) -> Scorer:
-    """Return a Scorer, after extracting or loading the features of the real images.
+    """Return the Scorer of runs with ``config``, with the features of the real images extracted or loaded.
 
-    Raises UserError, before any extraction, where the real images are too few for one of ``protocols``.
+    ``spec`` names the reference (default: the run's own images, which are ``images`` where they are open), ``floor`` other
+    real images, ``made_by`` the extractor of a statistics file, ``folder`` the place of a named data set's files.
+
+    Raises UserError, before any extraction, where an input cannot be read or has too few images for one of ``protocols``.
     """
-    if isinstance(reference, Reference):
-        opened: Reference | None = reference
+    if spec is None and images is not None:
+        opened: StoredImages | Reference = StoredImages(images)
+    else:
+        opened = on_all(accelerator, lambda: open_reference(config, spec, extractor, made_by=made_by, folder=folder))
+    held_out = None
+    if floor is not None:
+        held_out = on_all(accelerator, lambda: real_images_for(config, floor, folder))
+    if isinstance(opened, Reference):
+        reference: Reference | None = opened
     else:
         for protocol in protocols:
-            on_all(accelerator, partial(measurement.check_reference_size, len(reference), protocol))
-        features = extract(reference, extractor, accelerator=accelerator)
-        opened = Reference(features) if features is not None else None
+            on_all(accelerator, partial(measurement.check_reference_size, len(opened), protocol))
+        features = extract(opened, extractor, accelerator=accelerator)
+        reference = Reference(features) if features is not None else None
     floor_features = extract(held_out, extractor, accelerator=accelerator) if held_out is not None else None
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Scorer(extractor, opened if accelerator.is_main_process else None, floor_features, reference_name, accelerator, name)
+    return Scorer(extractor, reference, floor_features, reference_name(config, spec), accelerator, name)
 
 
 def score_generator(
@@ -221,9 +235,5 @@ def open_training_scorer(config: GanConfig, images: ImageDataset, accelerator: A
     settings = config.evaluation
     weights = Path(settings.weights) if settings.weights else None
     extractor = on_all_in_turn(accelerator, partial(load_extractor, settings.extractor, weights, accelerator.device))
-    reference = on_all(
-        accelerator,
-        lambda: StoredImages(images) if settings.reference is None else open_reference(config, settings.reference, extractor),
-    )
-    name = reference_name(config, settings.reference)
-    return TrainingScorer(config, make_scorer(accelerator, extractor, reference, name, [PROTOCOLS[settings.protocol]]))
+    protocols = [PROTOCOLS[settings.protocol]]
+    return TrainingScorer(config, make_scorer(accelerator, extractor, config, protocols, settings.reference, images=images))

@@ -44,6 +44,12 @@ class GaussianStats:
         ).hexdigest()
 
     @property
+    def image_shape(self) -> list[int] | None:
+        """Channels, height and width of the images; None where the file does not say."""
+        shape: list[int] | None = self.provenance.get("images", {}).get("image")
+        return shape
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Content, number of images and, as far as known, provenance."""
         return {"statistics": self.provenance, "content": self.content, "count": self.count}
