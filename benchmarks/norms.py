@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.alternating import Candidate, Case, compete
 from benchmarks.measurements import Row, Suite, speed_up
 from benchmarks.plain import NaiveMeanSpectralNorm
-from benchmarks.steps import discriminator_like, precisions, record_layers
+from benchmarks.steps import discriminator_like, precisions
 from gan.models.losses import discriminator_loss
 from gan.models.norms import SpectralNorm, power_iterate
 from gan.training.gan_step import discriminator_logits
@@ -114,13 +114,19 @@ def bound(norm: str, rate: float, batch: int = 64) -> float:
     reads the gradient of its output twice and writes it once.
     """
     values = 0
-    for layer, inputs, outputs in record_layers(discriminator_like("none"), (1, 3, 32, 32))[:-1]:
-        x, y = inputs.numel(), outputs.numel()
+    for x, y, shrinks in _SIZES:
         if norm == "batch":
             values += 8 * y
         elif norm == "mean_spectral":
-            values += x + (3 * y if layer.stride == (2, 2) else 2 * x if inputs.shape[1] > 3 else 0)
+            values += x + (3 * y if shrinks else 2 * x if x > 3 * 1024 else 0)
     return 2 * batch * values * 4 / rate * 1000
+
+
+# Number of values of an image before and after each convolution, and whether the convolution halves the side.
+_SIZES = [
+    (3 * 1024, 64 * 1024, False), (64 * 1024, 64 * 256, True), (64 * 256, 128 * 256, False), (128 * 256, 128 * 64, True),
+    (128 * 64, 256 * 64, False), (256 * 64, 256 * 16, True), (256 * 16, 512 * 16, False),
+]  # fmt: skip
 
 
 def profiles() -> str:

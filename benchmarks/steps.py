@@ -1,10 +1,13 @@
 """Measure a training step against a plain loop, against its arithmetic alone, and without the allocator's setting."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import plain
 from benchmarks.alternating import ROOT, Candidate, Case, compete, numbered
@@ -62,24 +65,42 @@ def plain_loop(norm: str, images: str, batch: int = 64) -> Case:
     return plain.Loop(norm, Path(images), batch).step
 
 
+class _Arithmetic(TorchDispatchMode):
+    """Record the convolutions and matrix products of the block, those of backward passes included, as calls."""
+
+    KEPT = ("aten::convolution", "aten::convolution_backward", "aten::addmm", "aten::mm")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.name() in self.KEPT:
+            self.calls.append(partial(function, *args, **(kwargs or {})))
+        return function(*args, **(kwargs or {}))
+
+
 def bare(norm: str, precision: str, batch: int = 64) -> Case:
     """Compute only the convolutions and dense layers of a step, forward and backward, in our layout and dtype.
 
     Gradients that the step does not need are left out.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    g, d = generator_like(), discriminator_like("none")
-    joint = [2 * batch] if norm == "spectral" else [batch, batch]  # D's batches of real and fake images
-    calls = [*_calls(g, (batch, plain.LATENT), dtype, backward=None)]  # fakes for D
-    for count in joint:
-        calls += _calls(d, (count, 3, 32, 32), dtype, backward=(False, True))
-    calls += _calls(g, (batch, plain.LATENT), dtype, backward=(False, True))
-    calls += _calls(d, (batch, 3, 32, 32), dtype, backward=(True, False))
+    g, d = generator_like().to(dtype), discriminator_like("none").to(dtype)
+    z = torch.randn(batch, plain.LATENT, dtype=dtype)
+    real, fake = (torch.randn(batch, 3, 32, 32).to(dtype, memory_format=torch.channels_last) for _ in range(2))
+    with _Arithmetic() as arithmetic:
+        with torch.no_grad():
+            g(z)  # fakes for D
+        for images in (torch.cat([real, fake]),) if norm == "spectral" else (real, fake):
+            d(images).sum().backward()
+        d.requires_grad_(False)
+        d(g(z)).sum().backward()
 
     def case() -> int:
-        for call in calls:
+        for call in arithmetic.calls:
             call()
-        return len(calls)
+        return len(arithmetic.calls)
 
     return case
 
@@ -92,52 +113,6 @@ def generator_like() -> nn.Module:
 
 def discriminator_like(norm: str) -> nn.Module:
     return Discriminator(channels=64, image_channels=3, image_size=32, norm=norm).to(memory_format=torch.channels_last)
-
-
-def record_layers(network: nn.Module, shape: tuple[int, ...]) -> list[tuple[Any, Tensor, Tensor]]:
-    """Return each weighted layer with its input and output in a forward pass of random numbers of ``shape``."""
-    found: list[tuple[Any, Tensor, Tensor]] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output: found.append((layer, inputs[0], output)))
-        for layer in _weighted(network)
-    ]
-    with torch.no_grad():
-        network(torch.randn(shape))
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _calls(network: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, backward: tuple[bool, bool] | None) -> list[Any]:
-    """Return a call a weighted layer: its forward pass, and its backward pass for (the network's input, the weights)."""
-    return [
-        _call(layer, x, output, dtype, backward and (backward[0] or index > 0, backward[1]))
-        for index, (layer, x, output) in enumerate(record_layers(network, shape))
-    ]
-
-
-def _call(layer: Any, x: Tensor, output: Tensor, dtype: torch.dtype, backward: tuple[bool, bool] | None) -> Any:
-    x, weight, gradient = (t.detach().to(dtype) for t in (x, layer.weight, torch.randn_like(output)))
-    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
-    if isinstance(layer, nn.Linear):
-
-        def dense() -> None:
-            torch.nn.functional.linear(x, weight, bias)
-            if backward and backward[0]:
-                gradient @ weight
-            if backward and backward[1]:
-                gradient.T @ x
-
-        return dense
-    arguments = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
-
-    def convolution() -> None:
-        torch.convolution(x, weight, bias, *arguments)
-        if backward:
-            sizes, mask = [weight.shape[1 if layer.transposed else 0]], [*backward, backward[1] and bias is not None]
-            torch.ops.aten.convolution_backward(gradient, x, weight, sizes, *arguments, mask)
-
-    return convolution
 
 
 def agreement(norm: str, batch: int = 64) -> float:

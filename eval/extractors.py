@@ -94,13 +94,8 @@ def _inception(weights: Path | None, device: torch.device) -> Extractor:
     copy.seek(0)
     outputs = ["2048", "logits_unbiased"]
     network = _build(lambda: FeatureExtractorInceptionV3("inception", outputs, feature_extractor_weights_path=copy), path, device)
-
-    def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, logits = network(images)
-        return features, logits
-
     identity = _identity("inception", checksum, "299x299 bilinear as TensorFlow 1 (torch-fidelity)", "torch-fidelity")
-    return Extractor("inception", 2048, 1008, identity, device, forward)
+    return Extractor("inception", 2048, 1008, identity, device, network)
 
 
 def _inception_pytorch_fid(weights: Path | None, device: torch.device) -> Extractor:
@@ -216,13 +211,10 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(
             f"weights {path}: damaged, or not a state_dict saved by torch ({error}). Expected a .pth file of tensors."
         ) from None
-    if not isinstance(state, dict) or not state or not all(map(_is_named_tensor, state.items())):
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not named or not state:
         raise UserError(f"weights {path}: no state_dict. Expected a .pth file of named tensors.")
     return state, hashlib.sha256(content).hexdigest()
-
-
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _build(constructor: Callable[[], nn.Module], path: Path, device: torch.device) -> nn.Module:

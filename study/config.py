@@ -84,11 +84,6 @@ class StudyConfig(RunConfig):
             f"only densenet_bc has a published variant, not {self.model.name}; set model.variant=full.",
         )
         require(
-            self.probes.layers is None or all(number >= 1 for number in self.probes.layers),
-            "probes.layers",
-            "layers are numbered from 1.",
-        )
-        require(
             self.probes.layers is None or len(set(self.probes.layers)) == len(self.probes.layers) > 0,
             "probes.layers",
             "name each layer once, or set probes.every=0 for none.",

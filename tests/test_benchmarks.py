@@ -77,9 +77,12 @@ def test_the_plain_loop_and_ours_take_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_bare_step_has_every_convolution_of_a_step() -> None:
-    # Seven and one in D, three, one and one in G: D sees two batches (one, if joint), then G's; G makes images twice.
-    assert steps.bare("mean_spectral", "fp32", batch=2)() == 3 * 8 + 2 * 5
-    assert steps.bare("spectral", "fp32", batch=2)() == 2 * 8 + 2 * 5
+    # D has seven convolutions and a dense layer, G four and one; a dense layer has two products in its backward pass, one of
+    # them for the input and one for the weight.
+    d_forward, d_backward, g_forward = 7 + 1, 7 + 2, 4 + 1
+    g_update = (g_forward + d_forward) + (7 + 1) + (4 + 1)  # no gradient of D's weights, none of the noise
+    assert steps.bare("mean_spectral", "fp32", batch=2)() == g_forward + 2 * (d_forward + d_backward) + g_update
+    assert steps.bare("spectral", "fp32", batch=2)() == g_forward + (d_forward + d_backward) + g_update
 
 
 @pytest.mark.slow
