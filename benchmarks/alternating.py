@@ -8,9 +8,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -54,70 +54,47 @@ def numbered(step: Callable[[int], Any]) -> Case:
 def compete(candidates: Mapping[str, Candidate], *, rounds: int, units: int = 1, warm_up: int = 1) -> dict[str, Timing]:
     """Time ``units`` units of each candidate in turn, ``rounds`` times, after ``warm_up`` units that are not counted.
 
-    Raises RuntimeError when a candidate fails; its stderr is shown.
+    Raises the error of a candidate that fails.
     """
     timings = {name: Timing() for name in candidates}
     with ExitStack() as stack:
-        running = {name: stack.enter_context(_Process(candidate)) for name, candidate in candidates.items()}
-        for process in running.values():
-            process.ask(warm_up)
+        processes = {
+            name: stack.enter_context(ProcessPoolExecutor(1, _context, _start, (candidate, dict(os.environ))))
+            for name, candidate in candidates.items()
+        }
+        for process in processes.values():
+            process.submit(_time, warm_up).result()
         for _ in range(rounds):
-            for name, process in running.items():
-                answer = process.ask(units)
-                timings[name].seconds.append(answer["seconds"] / units)
-                timings[name].value, timings[name].peak_mb = answer["value"], answer["peak_mb"]
+            for name, process in processes.items():
+                timing = timings[name]
+                seconds, timing.value, timing.peak_mb = process.submit(_time, units).result()
+                timing.seconds.append(seconds / units)
     return timings
 
 
-class _Process:
-    """A candidate in a process of its own."""
-
-    def __init__(self, candidate: Candidate) -> None:
-        self._candidate = candidate
-        self._connection, other = _context.Pipe()
-        environment = dict(os.environ)
-        if not candidate.keep_blocks:
-            environment["MSNGAN_ALLOCATOR"] = "system"
-        self._process = _context.Process(target=_serve, args=(candidate, environment, other))
-        self._process.start()
-        other.close()
-
-    def ask(self, units: int) -> dict[str, Any]:
-        try:
-            self._connection.send(units)
-            return dict(self._connection.recv())
-        except (EOFError, OSError):
-            self._process.join()
-            raise RuntimeError(f"{self._candidate.make} failed with exit code {self._process.exitcode}") from None
-
-    def __enter__(self) -> "_Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._process.join(10)
-        self._process.kill()
-        self._process.join()
+_case: Case  # of a candidate's process
 
 
-def _serve(candidate: Candidate, environment: Mapping[str, str], connection: Connection) -> None:
-    """Time as many units as each request asks for, until the connection is closed."""
+def _start(candidate: Candidate, environment: Mapping[str, str]) -> None:
+    global _case
     os.environ.update(environment)
+    if not candidate.keep_blocks:
+        os.environ["MSNGAN_ALLOCATOR"] = "system"
     multiprocessing.set_start_method(None, force=True)  # processes of the case start as they would for a user
     os.dup2(2, 1)  # keeps the output of libraries out of the table
     keep_large_blocks()
     module, _, function = candidate.make.partition(":")
-    case: Case = getattr(importlib.import_module(module), function)(**candidate.settings)
+    _case = getattr(importlib.import_module(module), function)(**candidate.settings)
+
+
+def _time(units: int) -> tuple[float, Any, float]:
+    """Return the seconds of ``units`` units, the value of the last one and the peak memory."""
     value = None
-    with suppress(EOFError):
-        while True:
-            units = connection.recv()
-            gc.collect()
-            began = time.perf_counter()
-            for _ in range(units):
-                value = case()
-            seconds = time.perf_counter() - began
-            connection.send({"seconds": seconds, "value": value, "peak_mb": peak_memory(os.getpid())})
+    gc.collect()
+    began = time.perf_counter()
+    for _ in range(units):
+        value = _case()
+    return time.perf_counter() - began, value, peak_memory(os.getpid())
 
 
 def peak_memory(process: int) -> float:

@@ -5,8 +5,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gan.training.command import run_command
 from gan.utils import cli
+from gan.utils.distributed import connected
 from gan.utils.errors import UserError
+from study.classifier_task import train
+from study.config import load_study_config
+from study.models import NORMS
+from study.results import read_runs
+from study.speed import write_speed
+from study.summary import describe_classifier, summarize_classifier
+from study.sweep import SweepGrid, readable, sweep
+from study.tables import accuracy_table, write_tables
 
 EXAMPLES = """examples:
   python -m study train --config configs/study/digits_cnn3.yaml model.norm=spectral run.name=digits_sn
@@ -17,7 +27,6 @@ EXAMPLES = """examples:
 
 The same command resumes a stopped run. All settings, with their meaning: study/config.py and gan/utils/settings.py.
 """
-NORMS = ("batch", "spectral", "mean_spectral")
 RATES = (0.1, 0.001, 0.0001)  # learning rates of the paper
 
 
@@ -70,40 +79,24 @@ def main(arguments: Sequence[str]) -> int:
     if pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
     if options.command == "speed":
-        from study.speed import write_speed
-
         print(write_speed(options.out, options.rounds))
         return 0
-    from study.results import read_runs
-
     runs = read_runs(options.runs)
     if options.command == "tables":
-        from study.tables import write_tables
-
         print(write_tables(runs, options.out))
     else:
-        from study.figures import write_figures
+        from study.figures import write_figures  # matplotlib takes a second to import
 
         print("\n".join(str(path) for path in write_figures(runs, options.out, options.rate)))
     return 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from study.config import load_study_config
-
     config = load_study_config(cli.find_config(options.config), options.overrides)
-    from gan.training.command import run_command
-    from study.classifier_task import train
-    from study.summary import describe_classifier, summarize_classifier
-
     return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run)
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from gan.utils.distributed import connected
-    from study.sweep import SweepGrid, readable, sweep
-    from study.tables import accuracy_table
-
     grid = SweepGrid(
         [cli.find_config(name) for name in options.config], options.norms, options.rates, options.seeds, options.overrides
     )
