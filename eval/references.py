@@ -14,7 +14,7 @@ from gan.utils.errors import UserError
 
 def check_stats(stats: GaussianStats, extractor: Extractor, path: str) -> None:
     """Raise UserError where the statistics from ``path`` were made by another extractor."""
-    check_same_extractor(extractor.identity, stats.provenance.get("extractor", {}), path)
+    check_same_extractor(extractor.identity, stats.extractor, path)
     if stats.dimensions != extractor.dimensions:
         raise UserError(
             f"{path}: statistics of {stats.dimensions} features, {extractor.name} has {extractor.dimensions}."
@@ -62,4 +62,4 @@ def open_reference(
             f"{spec}: statistics of images of {width}x{height}, to be compared with images of {side}x{side}: the score would"
             f" measure the scaling too. Make them again with --size {side}."
         )
-    return Reference(None, stats)
+    return Reference(stats)

@@ -44,6 +44,12 @@ class GaussianStats:
         ).hexdigest()
 
     @property
+    def extractor(self) -> dict[str, Any]:
+        """Identity of the extractor, as far as known."""
+        identity: dict[str, Any] = self.provenance.get("extractor", {})
+        return identity
+
+    @property
     def image_shape(self) -> list[int] | None:
         """Channels, height and width of the images; None where the file does not say."""
         shape: list[int] | None = self.provenance.get("images", {}).get("image")
