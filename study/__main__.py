@@ -15,7 +15,7 @@ from study.models import NORMS
 from study.results import read_runs
 from study.speed import write_speed
 from study.summary import describe_classifier, summarize_classifier
-from study.sweep import SweepGrid, readable, sweep
+from study.sweep import readable, sweep, sweep_configs
 from study.tables import accuracy_table, write_tables
 
 EXAMPLES = """examples:
@@ -97,19 +97,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    grid = SweepGrid(
-        [cli.find_config(name) for name in options.config], options.norms, options.rates, options.seeds, options.overrides
-    )
-    folders = [config.folder for config in grid.runs()]  # a mistake in any is reported before the first is trained
+    paths = [cli.find_config(name) for name in options.config]
+    configs = sweep_configs(paths, options.norms, options.rates, options.seeds, options.overrides)
     with connected() as accelerator:
-        outcome = sweep(grid, accelerator, retry=options.retry)
-        if accelerator.is_main_process and (results := readable(folders)):
+        code = sweep(configs, accelerator, retry=options.retry)
+        if accelerator.is_main_process and (results := readable([config.folder for config in configs])):
             print(accuracy_table(results))
-    if outcome.signal:
-        return 128 + outcome.signal
-    if outcome.failed:
-        return 2 if outcome.failed == outcome.mistaken else 1
-    return 0
+    return code
 
 
 console = cli.program(main)

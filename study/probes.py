@@ -75,8 +75,7 @@ class Prober:
 
         All processes call it together. Raises TrainingDivergedError for numbers that are not finite.
         """
-        means = torch.stack([self._means[layer.number] for layer in self.layers])
-        means = accelerator.reduce(means, "mean")
+        means = accelerator.reduce(torch.stack([self._means[layer.number] for layer in self.layers]), "mean")
         records = []
         for layer, mean in zip(self.layers, means.tolist(), strict=True):
             record = {**_measure(layer, self.settings.bins), "preactivation_mean": mean}  # Fig. 4, by the text of the paper

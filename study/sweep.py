@@ -6,7 +6,6 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,83 +23,62 @@ from study.results import ClassifierRun, read_run
 
 log = logging.getLogger(__name__)
 
-GRID_KEYS = ("model.norm", "optimizer.lr", "seed", "run.name")
+SWEPT = ("model.norm", "optimizer.lr", "seed", "run.name")
 
 
-@dataclass(frozen=True)
-class SweepGrid:
-    """The values of a sweep, which trains every combination of them."""
+def sweep_configs(
+    paths: Sequence[Path], norms: Sequence[str], rates: Sequence[float], seeds: Sequence[int], overrides: Sequence[str]
+) -> list[StudyConfig]:
+    """Return the settings of every combination. Seeds vary slowest, so that a stopped sweep has complete tables of fewer seeds.
 
-    configs: Sequence[Path]
-    norms: Sequence[str]
-    rates: Sequence[float]
-    seeds: Sequence[int]
-    overrides: Sequence[str]
-
-    def runs(self) -> list[StudyConfig]:
-        """Return the settings of each run. Seeds vary slowest, so that a stopped sweep has complete tables of fewer seeds.
-
-        Raises UserError as ``load_study_config``, for an override of a key that the grid sets, and when two runs would
-        share a folder.
-        """
-        for override in self.overrides:
-            if override.partition("=")[0] in GRID_KEYS:
-                raise UserError(
-                    f"{override}: a sweep sets {', '.join(GRID_KEYS)} itself. Use --norms, --rates, --seeds or run.dir."
-                )
-        configs = []
-        for seed, path, norm, rate in itertools.product(self.seeds, self.configs, self.norms, self.rates):
-            name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
-            own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
-            configs.append(load_study_config(path, [*self.overrides, *own]))
-        for folder, count in Counter(config.folder for config in configs).items():
-            if count > 1:
-                raise UserError(f"{folder}: {count} runs of the sweep would write to it. Give each value and configuration once.")
-        return configs
+    Raises UserError as ``load_study_config``, for an override of a key that the sweep sets, and when two runs would share a
+    folder.
+    """
+    for override in overrides:
+        if override.partition("=")[0] in SWEPT:
+            raise UserError(f"{override}: a sweep sets {', '.join(SWEPT)} itself. Use --norms, --rates, --seeds or run.dir.")
+    configs = []
+    for seed, path, norm, rate in itertools.product(seeds, paths, norms, rates):
+        name = f"run.name={path.stem}_{norm}_lr{rate:g}_seed{seed}"
+        own = [f"model.norm={norm}", f"optimizer.lr={rate!r}", f"seed={seed}", name]
+        configs.append(load_study_config(path, [*overrides, *own]))
+    for folder, count in Counter(config.folder for config in configs).items():
+        if count > 1:
+            raise UserError(f"{folder}: {count} runs of the sweep would write to it. Give each value and configuration once.")
+    return configs
 
 
-@dataclass
-class SweepOutcome:
-    """How a sweep ended."""
+def sweep(configs: Sequence[StudyConfig], accelerator: Accelerator, *, retry: bool = False) -> int:
+    """Train every run of ``configs`` that is not complete; with ``retry``, also those that diverged before.
 
-    signal: int = 0  # number of the signal that stopped it
-    failed: int = 0  # runs that ended in an error; diverged runs are results
-    mistaken: int = 0  # failed runs whose error was the user's mistake
-
-
-def sweep(grid: SweepGrid, accelerator: Accelerator, *, retry: bool = False) -> SweepOutcome:
-    """Train every run of ``grid`` that is not complete; with ``retry``, also those that diverged before."""
-    configs, outcome = grid.runs(), SweepOutcome()
+    Returns the exit code: 0, 128 and the number of the signal that stopped it, 2 where each failed run is the user's mistake,
+    else 1. Diverged runs are results, not failures.
+    """
+    mistakes: list[bool] = []  # of each failed run, whether its error was the user's mistake
     for number, config in enumerate(configs, 1):
-        failure, mistake = None, False
         try:
             reason = on_main(accelerator, partial(_reason_to_skip, config, retry))
             if accelerator.is_main_process:
                 log.info(f"run {number} of {len(configs)}: {config.folder}{f' ({reason})' if reason else ''}")
-            if reason is None:
-                outcome.signal = train(config, accelerator)
+            if reason is None and (signal := train(config, accelerator)):
+                return 128 + signal
         except TrainingDivergedError as error:
             if accelerator.is_main_process:
                 log.info(f"{config.folder}: {error}")
         except SystemExit:  # raised on the other processes for a mistake that the main process reports
-            mistake = True
+            mistakes.append(True)
         except Exception as error:
             # A process that fails alone must stop the sweep: the others may be waiting for it. A disk or permission error
             # would stop every further run too.
             alone = accelerator.num_processes > 1 and not isinstance(error, AgreedError)
             if alone or cli.is_users(error):
                 raise
-            mistake = isinstance(error, UserError)
-            if not mistake:
+            mistakes.append(isinstance(error, UserError))
+            if not mistakes[-1]:
                 traceback.print_exc()
-            failure = str(error) if mistake else f"{type(error).__name__}: {error}"
-        if failure is not None:
+            failure = str(error) if mistakes[-1] else f"{type(error).__name__}: {error}"
             log.error(f"{config.folder} failed, the sweep continues: {failure}")
-        outcome.failed += failure is not None or mistake
-        outcome.mistaken += mistake
-        if outcome.signal:
-            break
-    return outcome
+    return (2 if all(mistakes) else 1) if mistakes else 0
 
 
 def readable(folders: Sequence[Path]) -> list[ClassifierRun]:

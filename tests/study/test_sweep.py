@@ -13,7 +13,7 @@ from PIL import Image
 from gan.utils.errors import UserError
 from study.classifier_task import ClassifierTask
 from study.results import read_run
-from study.sweep import SweepGrid
+from study.sweep import sweep_configs
 from tests.study.common import DIGITS, TINY, contents, study
 from tests.workers import in_process, run_together, study_here, study_to_the_end
 
@@ -21,14 +21,14 @@ SWEEP = ["--config", str(DIGITS), "--norms", "batch", "mean_spectral", "--rates"
 
 
 def test_a_sweep_goes_through_every_combination_of_its_grid() -> None:
-    grid = SweepGrid([DIGITS], ["batch", "spectral"], [0.1, 1e-4], [0, 7], ["training.epochs=3"])
-    runs = [(c.model.norm, c.optimizer.lr, c.seed, c.training.epochs) for c in grid.runs()]
+    configs = sweep_configs([DIGITS], ["batch", "spectral"], [0.1, 1e-4], [0, 7], ["training.epochs=3"])
+    runs = [(c.model.norm, c.optimizer.lr, c.seed, c.training.epochs) for c in configs]
     for changed in (["run.name=x"], ["model.norm=none"], ["seed=3"], ["optimizer.lr=1"]):
         with pytest.raises(UserError, match=r"sets model\.norm"):
-            SweepGrid([DIGITS], ["batch"], [0.1], [0], changed).runs()
+            sweep_configs([DIGITS], ["batch"], [0.1], [0], changed)
     with pytest.raises(UserError, match="2 runs of the sweep"):
-        SweepGrid([DIGITS], ["batch"], [0.1], [0, 0], []).runs()
-    assert len(set(runs)) == len({c.run.name for c in grid.runs()}) == 8
+        sweep_configs([DIGITS], ["batch"], [0.1], [0, 0], [])
+    assert len(set(runs)) == len({c.run.name for c in configs}) == 8
     assert ("spectral", 1e-4, 7, 3.0) in runs
 
 
