@@ -15,11 +15,14 @@ class MeanSpectralNorm(SpectralNorm):
     E is the mean of each channel over batch and positions; in evaluation mode it is the running mean. m is learned. The mean
     would cancel the layer's own bias, so that bias is not used and gets no gradient.
 
+    With ``gain``, the output is gain (h - E[h]) + m with a learned factor per channel, as in the code that the paper's authors
+    released; ``running_mean`` is then that of gain h.
+
     The layer is linear, so E[h] is W applied to the mean patch that the kernel sees. m - E[h] is passed as the layer's bias,
     which needs no pass over the output. bf16 autocast rounds that bias, which leaves up to 2^-9 of E[h] in the output's mean.
     """
 
-    def __init__(self, layer: Layer, *, momentum: float = 0.1, initial_iterations: int = 15) -> None:
+    def __init__(self, layer: Layer, *, momentum: float = 0.1, gain: bool = False, initial_iterations: int = 15) -> None:
         """Wrap ``layer``. ``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
 
         Raises ValueError for a convolution whose padding is not zeros, or is given as a word such as "same".
@@ -31,6 +34,7 @@ class MeanSpectralNorm(SpectralNorm):
         zeros = torch.zeros(channels, dtype=layer.weight.dtype, device=layer.weight.device)
         self.momentum = momentum
         self.m = nn.Parameter(zeros.clone())
+        self.gain = nn.Parameter(torch.ones_like(zeros)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
 
@@ -40,6 +44,9 @@ class MeanSpectralNorm(SpectralNorm):
         Raises ValueError in training when a channel has a single value.
         """
         weight = self.weight()
+        if self.gain is not None:
+            outputs = int(isinstance(self.layer, nn.ConvTranspose2d))  # the weight's dimension of output channels
+            weight = weight * self.gain.view([-1 if d == outputs else 1 for d in range(weight.dim())])
         if not self.training:
             return apply_layer(self.layer, x, weight, self.m - self.running_mean)
         rounded = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype

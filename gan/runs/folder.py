@@ -23,8 +23,8 @@ DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they
 
 
 def resolve(config: C, channels: int, device: torch.device) -> C:
-    """Return ``config`` with the settings that depend on the images and the machine filled in."""
-    config = set_value(config, "data.channels", channels)
+    """Return ``config`` with the settings that depend on the images, the machine and other settings filled in."""
+    config = set_value(config.resolve(), "data.channels", channels)
     if config.training.precision == "auto":
         config = set_value(config, "training.precision", "bf16" if computes_in_bf16(device) else "fp32")
     return config

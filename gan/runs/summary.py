@@ -61,8 +61,8 @@ def describe_gan(config: GanConfig, accelerator: Accelerator) -> str:
     generator, discriminator = trainable_parameters(build_generator(config)), trainable_parameters(build_discriminator(config))
     steps, d_updates = config.training.steps, config.training.steps * config.training.d_steps
     facts = {
-        "generator": f"{generator:,} parameters ({config.model.generator.norm})",
-        "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.norm})",
+        "generator": f"{generator:,} parameters ({config.model.generator.describe_norms()})",
+        "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.describe_norms()})",
         "steps": f"{steps:,} G updates, {d_updates:,} D updates, {d_updates * config.training.batch_size:,} real images",
     }
     return description(config, saved, accelerator, facts)

@@ -32,7 +32,7 @@ def update_discriminator(state: GanState, real: Tensor, fake: Tensor, update: in
     """Take one D update on this process's ``real`` and ``fake``, (B, C, H, W) each. ``update`` counts those of the whole run."""
     config, discriminator, parts = context.config, state.discriminator, context.config.training.accumulation
     # One batch is faster, and the same function unless the norm mixes images.
-    joint = config.training.d_batches == "joint" or not config.mixes_images
+    joint = config.training.d_batches != "separate" or not config.mixes_images
     epsilon = context.mixing_weights(update) if config.loss.name == "wgan-gp" else real.new_zeros(len(real))
     metrics: Metrics = {}
     power_iterate(discriminator)
