@@ -92,10 +92,11 @@ class GanTrainingConfig(TrainingConfig):
         100_000, "generator updates; may not change on resume under optimizer.decay=linear", at_least=1, changeable=True
     )
     d_steps: int = setting(1, "D updates per G update", at_least=1, at_most=1000)
-    d_batches: Literal["auto", "separate", "joint", "joint_d"] = setting(
+    d_batches: Literal["auto", "separate", "joint", "joint_kept", "joint_d"] = setting(
         "auto",
-        "real and fake images through D in two batches or in one; joint_d: in one for D's update, fakes alone for G's;"
-        " auto: joint for mean_spectral, else separate. Different models only for norms that mix images",
+        "real and fake images through D in two batches or in one. joint_kept: in one; G's update passes the fakes alone, and"
+        " takes the means over real images from D's update. joint_d: in one for D's update, fakes alone for G's. auto: joint for"
+        " mean_spectral, else separate. Different models only for norms that mix images",
         resolved=True,
     )
     # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
@@ -202,6 +203,11 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
             f"model.{player}.norm={network.norm} takes a mean over the images of a batch, so it needs at least 2 of them"
             f" (here {batch // parts} in each of {parts}). Raise training.batch_size or choose spectral.",
         )
+    require(
+        config.training.d_batches != "joint_kept" or "batch" not in config.model.discriminator.norms,
+        "training.d_batches",
+        "only means are kept, but model.discriminator.norm=batch needs variances too. Choose joint or separate.",
+    )
     require(
         not config.training.compile or config.loss.name != "wgan-gp",
         "training.compile",

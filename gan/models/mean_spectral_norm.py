@@ -1,11 +1,14 @@
 """Mean spectral normalisation of a layer, and its mean subtraction alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of, mean_patch
 from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision
 
 
@@ -37,6 +40,9 @@ class MeanSpectralNorm(SpectralNorm):
         self.gain = nn.Parameter(torch.ones_like(zeros)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
+        self._remembering = 0  # number of first images of a batch whose mean patch is remembered
+        self._remembered: Tensor | None = None
+        self._completing = False  # whether means are taken over the remembered images too
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), or (B, ..., C) for a dense layer.
@@ -68,8 +74,49 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments_of(self.layer))
+        arguments, other = arguments_of(self.layer), self._remembered if self._completing else None
+        if self._remembering:
+            first, rest = (mean_patch(part, weight, arguments) for part in (x[: self._remembering], x[self._remembering :]))
+            self._remembered, patch = first, (first + rest) / 2
+        else:
+            patch = mean_patch(x, weight, arguments)
+            patch = patch if other is None else (patch + other) / 2
+        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments, patch, other)
         return output, mean
+
+
+@contextmanager
+def remember_first_half(network: nn.Module, count: int) -> Iterator[None]:
+    """Remember, in each MeanSpectralNorm of a convolution, the mean over the first ``count`` of a batch of 2 ``count`` images.
+
+    ``complete_with_remembered`` uses it.
+    """
+    layers = _centred_convolutions(network)
+    for layer in layers:
+        layer._remembering = count
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._remembering = 0
+
+
+@contextmanager
+def complete_with_remembered(network: nn.Module) -> Iterator[None]:
+    """Take means over a batch and, as constants, over as many remembered images, without passing those through ``network``."""
+    layers = _centred_convolutions(network)
+    assert all(layer._remembered is not None for layer in layers)
+    for layer in layers:
+        layer._completing = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._completing = False
+
+
+def _centred_convolutions(network: nn.Module) -> list[MeanSpectralNorm]:
+    return [m for m in network.modules() if isinstance(m, MeanSpectralNorm) and not isinstance(m.layer, nn.Linear)]
 
 
 class MeanShift(nn.Module):

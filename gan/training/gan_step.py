@@ -1,11 +1,13 @@
 """One training step of a GAN, in the order in which it happens: D's updates with their penalty, G's update, G's average."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
-from gan.models.norms import power_iterate, shared_spectral_weights
+from gan.models.norms import complete_with_remembered, power_iterate, remember_first_half, shared_spectral_weights
 from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import GanState, set_learning_rates, update_ema
 
@@ -39,7 +41,9 @@ def update_discriminator(state: GanState, real: Tensor, fake: Tensor, update: in
     state.d_optimizer.zero_grad()
     for r, f, e in zip(real.chunk(parts), fake.chunk(parts), epsilon.chunk(parts), strict=True):
         with context.autocast():
-            real_logits, fake_logits = discriminator_logits(discriminator, r, f, joint=joint)
+            kept = remember_first_half(discriminator, len(r)) if config.training.d_batches == "joint_kept" else nullcontext()
+            with kept:
+                real_logits, fake_logits = discriminator_logits(discriminator, r, f, joint=joint)
         real_logits, fake_logits = real_logits.to(context.dtype), fake_logits.to(context.dtype)
         loss = discriminator_loss(config.loss.name, real_logits, fake_logits)
         _accumulate(metrics, "d_loss", loss, parts)
@@ -72,7 +76,11 @@ def update_generator(state: GanState, real: Tensor, step: int, context: GanConte
             if with_real:
                 _, logits = discriminator_logits(state.discriminator, r, fake, joint=True)
             else:
-                logits = state.discriminator(fake)
+                kept = (
+                    complete_with_remembered(state.discriminator) if config.training.d_batches == "joint_kept" else nullcontext()
+                )
+                with kept:
+                    logits = state.discriminator(fake)
         loss = generator_loss(config.loss.name, logits.to(context.dtype))
         (loss / parts).backward()
         _accumulate(metrics, "g_loss", loss, parts)
