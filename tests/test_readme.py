@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.replace("\\\n    ", "").splitlines() if line.strip()))
 CODE = list(dict.fromkeys(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)))
 BY_CI = ("make train", "make test")
-BY_TEST = ('make table2 SEEDS="0 1 2" STEPS=50000',)  # tests/test_table2.py
+BY_TEST = ('make table2 SEEDS="0 1 2" STEPS=50000',)  # tests/eval/test_table2.py
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 

@@ -16,7 +16,7 @@ import pytest
 from gan.runs import wandb_run
 from tests.conftest import TINY, command
 from tests.faults.servers import WandbServer
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 
 Tiny = Callable[..., list[str]]
 COMMAND = " can be uploaded by: "

@@ -24,7 +24,7 @@ from gan.runs import checkpoints
 from gan.utils import cli
 from tests.faults.common import BETTER, Capsys, Tiny, empty_cache, nothing_half, pictures, tell
 from tests.small import scale_down
-from tests.test_resume import calm, contents
+from tests.training.test_resume import calm, contents
 from tests.workers import PROGRAMS, config_of, in_process, run_to_the_end, train_to_the_end
 
 STOPS = (signal.SIGTERM, signal.SIGINT)

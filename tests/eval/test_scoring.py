@@ -22,7 +22,7 @@ from gan.utils import cli
 from gan.utils.errors import UserError
 from tests.conftest import command
 from tests.small import scale_down
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 from tests.workers import run_together, train_here
 
 Tiny = Callable[..., list[str]]

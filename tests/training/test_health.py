@@ -149,7 +149,7 @@ def test_spread_is_numpys_deviation_and_zero_for_copies(count: int, seed: int) -
 
 
 def test_nothing_is_hidden_by_nan_to_num() -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     sources = [path for folder in ("gan", "eval", "study") for path in (root / folder).rglob("*.py")]
     assert len(sources) > 40
     assert not [path for path in sources if "nan_to_num" in path.read_text()]

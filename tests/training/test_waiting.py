@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gan.training.gan_step import train_step
 from gan.training.health import DivergenceMonitor
 from tests.conftest import command
-from tests.test_training import start
+from tests.training.test_training import start
 
 # What makes the host wait for the device: in Python, and as operations that C++ code calls too.
 LOOKS = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "nonzero", "unique"}
