@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gan.config import GanConfig
 from tests.conftest import TINY
 from tests.workers import config_of, run_together, train_and_save
 
@@ -22,47 +23,54 @@ CASES = {
 }
 
 
-def results(arguments: list[str], processes: int, steps: int, out: Path) -> list[dict]:
-    out.mkdir()
-    run_together(processes, train_and_save, config_of([*TINY, "model.generator.norm=batch", *arguments]), steps, out)
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-30))
-
-
 # What cancels in exact arithmetic (a bias before BatchNorm; nearly, D's last bias) is rounding noise, of which no relative
 # error can be asked: errors below this part of the largest gradient of the same network do not count.
 NOISE = {"fp64": 1e-13, "fp32": 1e-6}
 # One D update (a second one would start from weights that Adam's first step, +-lr for any gradient however small, has
 # moved apart), with initial weights large enough for a network of 4 channels to pass a signal.
 ONE_STEP = ["training.d_steps=1", "model.init_std=0.2"]
+MANY_STEPS = 10
+Results = dict[str, dict[str, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Results, Results]:
+    """Gradients, weights and outputs of each case: of one process, and of the first and second of two."""
+    runs = {}
+    for case, settings in CASES.items():
+        for precision in NOISE:
+            runs[f"{case}, {precision}"] = (configuration(*settings, *ONE_STEP, f"training.precision={precision}"), 1)
+        runs[f"{case}, many steps"] = (configuration(*settings, "training.precision=fp64"), MANY_STEPS)
+    alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
+    run_together(1, train_and_save, runs, alone)
+    run_together(2, train_and_save, runs, together)
+    one, first, second = (torch.load(path, weights_only=True) for path in (alone / "0.pt", together / "0.pt", together / "1.pt"))
+    return one, first, second
+
+
+def configuration(*settings: str) -> GanConfig:
+    return config_of([*TINY, "model.generator.norm=batch", *settings])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", NOISE)
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_have_the_gradients_of_one(case: str, precision: str, tmp_path: Path) -> None:
-    arguments = [*CASES[case], *ONE_STEP, f"training.precision={precision}"]
-    one = results(arguments, 1, 1, tmp_path / "1")[0]["gradients"]
-    first, second = results(arguments, 2, 1, tmp_path / "2")
-    assert one.keys() == first["gradients"].keys()
+def test_two_processes_have_the_gradients_of_one(case: str, precision: str, trained: tuple[Results, Results, Results]) -> None:
+    one, first, second = (results[f"{case}, {precision}"]["gradients"] for results in trained)
+    assert one.keys() == first.keys()
     for name, gradient in one.items():
         largest = max(float(g.norm()) for other, g in one.items() if other[0] == name[0])
-        assert torch.equal(first["gradients"][name], second["gradients"][name])
-        error = float((first["gradients"][name] - gradient).norm())
+        assert torch.equal(first[name], second[name])
+        error = float((first[name] - gradient).norm())
         assert error < 1e-5 * float(gradient.norm()) + NOISE[precision] * largest, name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_stay_with_one_over_twenty_steps(case: str, tmp_path: Path) -> None:
-    arguments = [*CASES[case], "training.precision=fp64"]
-    one = results(arguments, 1, 20, tmp_path / "1")[0]
-    first, second = results(arguments, 2, 20, tmp_path / "2")
-    for name in one["outputs"]:
-        assert distance(first["outputs"][name], one["outputs"][name]) < 1e-6, name
+def test_two_processes_stay_with_one_over_many_steps(case: str, trained: tuple[Results, Results, Results]) -> None:
+    one, first, second = (results[f"{case}, many steps"] for results in trained)
+    for name, output in one["outputs"].items():
+        assert float((first["outputs"][name] - output).norm()) < 1e-6 * float(output.norm()), name
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in one["weights"])
 
 
