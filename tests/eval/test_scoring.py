@@ -34,11 +34,6 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
-
-
 def evaluate(*arguments: object) -> int:
     """The exit code of ``python -m eval ARGUMENTS``."""
     return cli.run(lambda: program.main([str(argument) for argument in arguments]))

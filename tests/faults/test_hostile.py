@@ -646,11 +646,6 @@ def test_a_hostile_floor_in_the_cache_is_made_again(
 # Runs
 
 
-@pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(finished_run, tmp_path / "run")
-
-
 @pytest.mark.parametrize(
     "change",
     [
