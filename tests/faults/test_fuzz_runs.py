@@ -33,8 +33,8 @@ def lost(before: Contents, after: Contents) -> list[str]:
 
 def hold_to(world: World, name: str, damage: list[Damage]) -> int:
     """Tries the command ``name`` on a damaged run and checks what it did."""
+    calm_after, calm_out = world.calm(name)
     outcome, before, after, out = world.tried(name, damage)
-    _, _, calm_after, calm_out = world.calm[name]
     assert outcome.code in (0, 2), outcome
     if outcome.code == 2:
         assert len(outcome.errors()) == 1, outcome

@@ -1,15 +1,12 @@
 """A run does not depend on the number of its processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from gan.config import GanConfig
-from tests.conftest import TINY
+from tests.conftest import TINY, command
 from tests.workers import config_of, run_together, train_and_save
 
 CASES = {
@@ -74,33 +71,11 @@ def test_two_processes_stay_with_one_over_many_steps(case: str, trained: tuple[R
     assert all(torch.equal(first["weights"][name], second["weights"][name]) for name in one["weights"])
 
 
-@pytest.mark.slow
-def test_launched_by_accelerate_as_the_readme_says(tmp_path: Path) -> None:
-    launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "train.py",
-    ]  # fmt: skip
-    arguments = [*TINY, f"run.dir={tmp_path}", "run.name=two", "training.steps=2", "model.discriminator.norm=spectral"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on cpu" in done.stderr
-    assert done.stdout.count("checkpoint:") == 1  # one process speaks
-    assert (tmp_path / "two" / "metrics.jsonl").read_text().count('"d_loss"') == 2
-
-
-@pytest.mark.slow
-def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path: Path) -> None:
-    environment = {**os.environ, "WORLD_SIZE": "2"}
-    done = subprocess.run(
-        [sys.executable, "train.py", f"run.dir={tmp_path}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "not connected" in done.stderr
+def test_processes_that_do_not_know_of_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert command([f"run.dir={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not connected" in line
     assert not list(tmp_path.iterdir())
