@@ -4,7 +4,7 @@ from accelerate import Accelerator
 
 from gan.models.dcgan import trainable_parameters
 from gan.runs.folder import resolve
-from gan.runs.loggers import METRICS, PROBES, last_values
+from gan.runs.metrics import METRICS, PROBES, last_values
 from gan.runs.summary import description, summary, with_saved_settings
 from study.classifier_task import build, total_steps
 from study.config import StudyConfig

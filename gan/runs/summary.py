@@ -11,7 +11,7 @@ from gan.models.build import build_discriminator, build_generator
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
 from gan.runs.folder import resolve, saved_config
-from gan.runs.loggers import METRICS, last_values
+from gan.runs.metrics import METRICS, last_values
 from gan.utils.settings import C, check_processes, differences, keep_resolved, to_yaml
 
 

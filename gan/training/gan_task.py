@@ -15,7 +15,8 @@ from gan.inference import sampling
 from gan.inference.images import encode, grid
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.loggers import METRICS, Tracker, last_values
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import METRICS, last_values
 from gan.runs.scores import Score
 from gan.training import health
 from gan.training.context import GanContext, Metrics

@@ -24,7 +24,8 @@ from gan.data.datasets import ImageDataset, load_images
 from gan.inference.images import encode
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.loggers import Tracker, last_values
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import last_values
 from gan.training.context import Metrics
 from gan.training.loop import run_training
 from gan.utils import cli

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gan.runs.loggers import Tracker, last_values, truncate_metrics
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import last_values, truncate_metrics
 from gan.utils.errors import UserError
 from tests.conftest import command
 
