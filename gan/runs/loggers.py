@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gan.runs.metrics import METRICS, PROBES, JsonLines, truncate_metrics
-from gan.runs.wandb_run import Mode, WandbRun, library
+from gan.runs.metrics import METRICS, PROBES, JsonLines
+from gan.runs.wandb_run import WandbRun, library
 from gan.utils.errors import UserError
+from gan.utils.settings import RunConfig, TrackingConfig, flatten
 
 
-def check_trackers(*, wandb: Mode, tensorboard: bool) -> None:
+def check_trackers(tracking: TrackingConfig) -> None:
     """Raise UserError when an enabled logger is not installed or has no key."""
-    if tensorboard and find_spec("tensorboard") is None:
+    wandb = tracking.wandb
+    if tracking.tensorboard and find_spec("tensorboard") is None:
         raise UserError(
             "tracking.tensorboard=true: TensorBoard is not installed. pip install 'msngan[tensorboard]', or set it to false."
         )
@@ -29,23 +30,20 @@ def check_trackers(*, wandb: Mode, tensorboard: bool) -> None:
 class Tracker:
     """Writes the records of one run, on the main process only."""
 
-    def __init__(
-        self, folder: Path, step: int, *, settings: Mapping[str, Any], wandb: Mode, project: str, tensorboard: bool,
-        evaluated: bool = True,
-    ) -> None:  # fmt: skip
-        """Append to the records in ``folder`` after ``step``, see ``truncate_metrics``. wandb shows ``settings``."""
-        self.folder = folder
-        self._metrics = JsonLines(folder / METRICS, step, evaluated=evaluated)
-        truncate_metrics(folder / PROBES, step)
+    def __init__(self, config: RunConfig, step: int) -> None:
+        """Append to the records of the run, whose last record is that of ``step``."""
+        self._folder, tracking = config.folder, config.tracking
+        self._metrics = JsonLines(self._folder / METRICS)
         self._probes: JsonLines | None = None
         self._wandb: WandbRun | None = None
         self._tensorboard: Any = None
-        if wandb != "off":
-            self._wandb = WandbRun(folder, wandb, project=project, config=dict(settings))
-        if tensorboard:
+        if tracking.wandb != "off":
+            settings = dict(flatten(config))
+            self._wandb = WandbRun(self._folder, tracking.wandb, project=tracking.wandb_project, config=settings)
+        if tracking.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one record of finite ``values``."""
@@ -59,7 +57,7 @@ class Tracker:
     def probe(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line of probes.jsonl, for data too large for curves."""
         if self._probes is None:
-            self._probes = JsonLines(self.folder / PROBES, step - 1)
+            self._probes = JsonLines(self._folder / PROBES)
         self._probes.append({"step": step, **values})
 
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:

@@ -67,11 +67,9 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
 
 
 class JsonLines:
-    """A JSON Lines file; each object has "step". A kill never leaves half a line."""
+    """A JSON Lines file, to which objects with "step" are appended. A kill never leaves half a line."""
 
-    def __init__(self, path: Path, step: int, *, evaluated: bool = True) -> None:
-        """Open ``path`` to append after ``step``; see ``truncate_metrics``."""
-        truncate_metrics(path, step, evaluated=evaluated)
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
