@@ -13,7 +13,7 @@ from torch import Tensor
 from eval.extractors import Extractor, Floats
 from eval.feature_cache import FeatureCache, Part
 from eval.processes import Processes
-from gan.utils.progress import Progress
+from gan.utils.progress import progress
 
 BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
 PART = 16 * BATCH  # images in one cached part: the most that an interruption loses
@@ -72,14 +72,14 @@ def extract_parts(
         stored = processes.on_main(lambda: [cache is not None and cache.path(*span).exists() for span in spans])
         missing = sum(end - start for (start, end), found in zip(spans, stored, strict=True) if not found)
         show = show_progress and processes.is_main and missing > 0
-        progress = stack.enter_context(Progress(total - missing, total, "image", shown=show))
+        bar = stack.enter_context(progress(total, "image", start=total - missing, shown=show))
         for span, found in zip(spans, stored, strict=True):
             part = processes.only_main(partial(cache.load, *span)) if cache is not None and found else None
             if not found or processes.on_main(partial(_is_none, part)):
                 part = _extract_part(images, extractor, *span, processes, batch)
                 if cache is not None:
                     processes.only_main(partial(cache.save, *span, part))
-                progress.advance(" ", 0 if found else span[1] - span[0])
+                bar.update(0 if found else span[1] - span[0])
             if processes.is_main:
                 assert part is not None
                 yield Features(part["features"], part.get("logits"), images.identity, extractor.identity)

@@ -19,7 +19,7 @@ from gan.training.health import DivergenceMonitor
 from gan.training.recorder import Recorder
 from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main
 from gan.utils.errors import UserError, first_line
-from gan.utils.progress import Progress
+from gan.utils.progress import progress
 from gan.utils.settings import C, RunConfig, check_processes
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def run_training(
         main = accelerator.is_main_process
         tracker = on_all(accelerator, lambda: stack.enter_context(Tracker(config, start)) if main else None)
         stop = stack.enter_context(StopRequest(accelerator))
-        progress = stack.enter_context(Progress(start, last, "step", shown=main))
+        bar = stack.enter_context(progress(last, "step", start=start, shown=main))
         recorder = Recorder(task, config, accelerator, tracker, stop, saved=start)
         monitor = DivergenceMonitor(accelerator.device, config.health.max_grad_norm)
         _announce(config, images, accelerator, start, last)
@@ -115,12 +115,13 @@ def run_training(
             evaluation_due = task.should_evaluate(step)
             if logging_due or saving_due or evaluation_due or stopping:
                 recorder.require_healthy(monitor, step)
-            shown = recorder.log(step, metrics) if logging_due else ""
+            if logging_due:
+                bar.set_postfix_str(recorder.log(step, metrics), refresh=False)
             if evaluation_due:
                 stopping = not recorder.evaluate(step) or stopping
             if saving_due or stopping:
                 recorder.save(step)
-            progress.advance(shown)
+            bar.update()
             if stopping:
                 return recorder.stopped(step)
     return 0
