@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from eval import metrics, table2_data
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, extract, extract_parts
+from eval.following import follow_generators, kept_generators
 from eval.formatting import format_comparison, format_record
 from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison
 from eval.image_sets import GeneratedImages, open_images
@@ -36,6 +37,7 @@ EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
   python -m eval score runs/cifar10_msngan --protocol paper sngan standard --extractor inception
   python -m eval score runs/x --protocol paper --extractor inception --weights FILE.pth --reference cifar10:train
+  python -m eval score runs/x --follow --protocol quick --extractor inception
   python -m eval compare runs/msn_seed* --against runs/sn_seed* --protocol paper --extractor inception
   python -m eval images FOLDER images.zip --extractor inception-pytorch-fid --json
   python -m eval reference cifar10:train --out cifar10_train.npz
@@ -72,6 +74,10 @@ def _parser() -> cli.Parser:
     score.add_argument(
         "--floor", metavar="SPEC", help="held-out real images to score as if generated (default: some of the reference's)"
     )
+    score.add_argument(
+        "--all", action="store_true", help="score every checkpoint and milestone that lacks a score, in the order of their steps"
+    )
+    score.add_argument("--follow", action="store_true", help="as --all, and wait for new ones until the run's last step")
     _add_generator_options(score)
 
     compare = commands.add_parser("compare", parents=[common], help="tell which of two groups of trainings is better")
@@ -137,18 +143,33 @@ def _load_extractor(options: argparse.Namespace, accelerator: Accelerator) -> Ex
 
 def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Score each run, add the records to its scores.jsonl, and print them."""
-    generators = _load_generators(options, accelerator, options.runs)
+    if options.all or options.follow:
+        for run in options.runs:
+            on_main(accelerator, partial(kept_generators, run))
+    generators = None if options.all or options.follow else _load_generators(options, accelerator, options.runs)
     extractor = _load_extractor(options, accelerator)
     protocols = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     scorers: dict[str, Scorer] = {}  # runs on the same data share one
-    for path, generator in zip(options.runs, generators, strict=True):
+    named = _all_generators(options, accelerator) if generators is None else zip(options.runs, generators, strict=True)
+    for path, generator in named:
         data = repr(generator.config.data)
         if data not in scorers:
             scorers[data] = _make_scorer(options, accelerator, extractor, generator.config, protocols)
         records = score_generator(generator, scorers[data], protocols, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
-                print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record))
+                print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record), flush=True)
+
+
+def _all_generators(options: argparse.Namespace, accelerator: Accelerator) -> Iterator[tuple[Path, TrainedGenerator]]:
+    """Yield each generator that the runs have kept, with its run. One that the training has removed meanwhile is left out."""
+    for run in options.runs:
+        for folder in follow_generators(run, accelerator, wait=options.follow):
+            try:
+                yield run, *_load_generators(options, accelerator, [folder])
+            except UserError as error:
+                if accelerator.is_main_process:
+                    log.warning(f"{error} Going on with the next.")
 
 
 def _load_generators(options: argparse.Namespace, accelerator: Accelerator, paths: Sequence[Path]) -> list[TrainedGenerator]:

@@ -14,7 +14,7 @@ from eval.protocols import Protocol
 from gan.inference.generator import TrainedGenerator
 from gan.runs.grouping import differing_settings, group_by_seed
 from gan.utils.errors import UserError
-from gan.utils.progress import Progress
+from gan.utils.progress import progress
 from gan.utils.settings import flatten
 
 Named = tuple[Path, TrainedGenerator]  # as given on the command line, and loaded
@@ -56,14 +56,13 @@ def compare_groups(
 ) -> dict[str, Difference]:
     """Return the difference of each metric between the generators of ``a`` and ``b``, whose samples have these features."""
     values, deviations = [], []
-    total = len(a) + len(b)
-    with Progress(0, total * resamples, "resample", shown=True) as progress:
+    with progress((len(a) + len(b)) * resamples, "resample") as bar:
         for features in (*a, *b):
             values.append(pooled_scores(features, reference, protocol))
             drawn = []
             for scores in resampled_scores(features, reference, protocol, resamples):
                 drawn.append(scores)
-                progress.advance(" ")
+                bar.update()
             deviations.append({name: float(np.std([scores[name] for scores in drawn], ddof=1)) for name in values[-1]})
     n = len(a)
     return differences(values[:n], deviations[:n], values[n:], deviations[n:])

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 
 from gan.utils import settings
 from gan.utils.setting_fields import setting
-from gan.utils.settings import HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
+from gan.utils.settings import CheckpointConfig, HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
@@ -130,6 +130,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GanCheckpointConfig(CheckpointConfig):
+    milestones: int = setting(
+        0,
+        "generator updates between two copies of the generator (its average, if there is one) that are never removed; 0: none",
+        at_least=0,
+        changeable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GanHealthConfig(HealthConfig):
     chance_steps: int = setting(
         2000, "warn after this many consecutive steps with D at chance; 0: never", at_least=0, changeable=True
@@ -148,6 +158,7 @@ class GanConfig(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: GanTrainingConfig = field(default_factory=GanTrainingConfig)
+    checkpoint: GanCheckpointConfig = field(default_factory=GanCheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     health: GanHealthConfig = field(default_factory=GanHealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

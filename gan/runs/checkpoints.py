@@ -19,6 +19,7 @@ from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 from gan.utils.tensor_files import load_tensors
 
 FORMAT = 2
+MILESTONES = "milestones"  # folder of a run for the generators that are kept for ever
 MANIFEST = "checkpoint.json"
 SEAL = "checkpoint.sha256"  # the manifest's checksum, as sha256sum writes it; the manifest holds those of the other files
 StateDict = dict[str, Tensor]
