@@ -94,8 +94,8 @@ class GanTrainingConfig(TrainingConfig):
     d_steps: int = setting(1, "D updates per G update", at_least=1, at_most=1000)
     d_batches: Literal["auto", "separate", "joint", "joint_kept", "joint_d"] = setting(
         "auto",
-        "real and fake images through D in two batches or in one. joint_kept: in one; G's update passes the fakes alone, and"
-        " takes the means over real images from D's update. joint_d: in one for D's update, fakes alone for G's. auto: joint for"
+        "real and fake images through D in two batches or in one. joint_kept: in one for D's update; G's passes the fakes"
+        " alone, with the means of D's batch as constants. joint_d: in one for D's update, fakes alone for G's. auto: joint for"
         " mean_spectral, else separate. Different models only for norms that mix images",
         resolved=True,
     )
@@ -218,6 +218,11 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
         config.training.d_batches != "joint_kept" or "batch" not in config.model.discriminator.norms,
         "training.d_batches",
         "only means are kept, but model.discriminator.norm=batch needs variances too. Choose joint or separate.",
+    )
+    require(
+        config.training.d_batches != "joint_kept" or config.loss.name != "wgan-gp",
+        "training.d_batches",
+        "the gradient penalty passes other images through D last, whose means would be kept. Choose joint or separate.",
     )
     require(
         not config.training.compile or config.loss.name != "wgan-gp",

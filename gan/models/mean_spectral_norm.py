@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of, mean_patch
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, apply_to_patch, arguments_of
 from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision
 
 
@@ -40,9 +40,8 @@ class MeanSpectralNorm(SpectralNorm):
         self.gain = nn.Parameter(torch.ones_like(zeros)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
-        self._remembering = 0  # number of first images of a batch whose mean patch is remembered
-        self._remembered: Tensor | None = None
-        self._completing = False  # whether means are taken over the remembered images too
+        self._mean_patch: Tensor | None = None  # of the last batch, where the layer is a convolution
+        self._mean_is_kept = False  # within `kept_means`
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), or (B, ..., C) for a dense layer.
@@ -74,49 +73,30 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        arguments, other = arguments_of(self.layer), self._remembered if self._completing else None
-        if self._remembering:
-            first, rest = (mean_patch(part, weight, arguments) for part in (x[: self._remembering], x[self._remembering :]))
-            self._remembered, patch = first, (first + rest) / 2
-        else:
-            patch = mean_patch(x, weight, arguments)
-            patch = patch if other is None else (patch + other) / 2
-        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments, patch, other)
+        arguments = arguments_of(self.layer)
+        if self._mean_is_kept and self._mean_patch is not None:
+            rounded = weight.to(x.dtype)
+            mean = apply_to_patch(rounded.to(weight.dtype), self._mean_patch, arguments)
+            return apply_layer(self.layer, x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
+        output, mean, self._mean_patch = MeanSubtractedConvolution.apply(x, weight, self.m, arguments)
         return output, mean
 
 
 @contextmanager
-def remember_first_half(network: nn.Module, count: int) -> Iterator[None]:
-    """Remember, in each MeanSpectralNorm of a convolution, the mean over the first ``count`` of a batch of 2 ``count`` images.
+def kept_means(network: nn.Module) -> Iterator[None]:
+    """Within the block, take the means of convolutions over the last batch before it, as constants.
 
-    ``complete_with_remembered`` uses it.
+    Each output then depends on its own image alone. The means are those of the present weights, applied to the kept batch's
+    mean patch; the layers before have changed since.
     """
-    layers = _centred_convolutions(network)
+    layers = [m for m in network.modules() if isinstance(m, MeanSpectralNorm) and not isinstance(m.layer, nn.Linear)]
     for layer in layers:
-        layer._remembering = count
+        layer._mean_is_kept = True
     try:
         yield
     finally:
         for layer in layers:
-            layer._remembering = 0
-
-
-@contextmanager
-def complete_with_remembered(network: nn.Module) -> Iterator[None]:
-    """Take means over a batch and, as constants, over as many remembered images, without passing those through ``network``."""
-    layers = _centred_convolutions(network)
-    assert all(layer._remembered is not None for layer in layers)
-    for layer in layers:
-        layer._completing = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._completing = False
-
-
-def _centred_convolutions(network: nn.Module) -> list[MeanSpectralNorm]:
-    return [m for m in network.modules() if isinstance(m, MeanSpectralNorm) and not isinstance(m.layer, nn.Linear)]
+            layer._mean_is_kept = False
 
 
 class MeanShift(nn.Module):

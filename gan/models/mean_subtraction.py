@@ -49,21 +49,12 @@ def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
     return ConvolutionArguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
 
 
-@torch.no_grad()
-def mean_patch(x: Tensor, weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """Return the input that each entry of the kernel sees, averaged over batch, positions and processes: (kernel, C).
-
-    It is a linear function of the batch's mean image, so the only pass over a large tensor is that average.
-    """
-    windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-    return windows @ mean_over_processes(summed_image(x, weight.dtype))
-
-
 class MeanSubtractedConvolution(torch.autograd.Function):
-    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x]); E[W * x] is not differentiated. Eq. 7, with the backward pass of Eq. 10.
+    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x], mean patch). Eq. 7, with the backward pass of Eq. 10.
 
-    E[W * x] is W applied to ``patch``, the ``mean_patch`` of x. Where ``other`` is given, E is the mean over x and another
-    batch of as many images, whose ``mean_patch`` is ``other``, a constant; ``patch`` is then the mean of both.
+    Only the first output is differentiated. E[W * x] is W applied to the mean patch (kernel, C): the input that each entry of
+    the kernel sees, averaged over batch and positions. The mean patch is a linear function of the batch's mean image, so the
+    only pass over a large tensor is that average.
 
     Backward: let G be the gradient of the output and s its mean per channel. By Eq. 10, the gradients are those of the
     convolution for G - s. The convolution's backward pass is linear, so there are two ways to compute them: subtract s from G
@@ -75,34 +66,31 @@ class MeanSubtractedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any,
-        x: Tensor,
-        weight: Tensor,
-        m: Tensor,
-        arguments: ConvolutionArguments,
-        patch: Tensor,
-        other: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rounded = weight.to(x.dtype)
-        mean = _apply_to_patch(rounded.to(weight.dtype), patch, arguments)
-        context.save_for_backward(x, weight, m, patch, other)
+        windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
+        patch = windows @ mean_over_processes(summed_image(x, weight.dtype))  # kernel C
+        mean = apply_to_patch(rounded.to(weight.dtype), patch, arguments)
+        context.save_for_backward(x, weight, m, patch)
         context.arguments = arguments
-        context.mark_non_differentiable(mean)
-        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
+        context.mark_non_differentiable(mean, patch)
+        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean, patch
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, m, patch, other = context.saved_tensors
+    def backward(
+        context: Any, gradient: Tensor, _mean: Tensor, _patch: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, weight, m, patch = context.saved_tensors
         arguments, (need_x, need_weight, *_) = context.arguments, context.needs_input_grad
         if torch.is_grad_enabled():
             inputs = [t for t, needed in zip((x, weight, m), context.needs_input_grad, strict=False) if needed]
-            output = _centred_by_definition(x, weight, m, arguments, other)
+            output = _centred_by_definition(x, weight, m, arguments)
             found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
             g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
-            return g_x, g_weight, g_m, None, None, None
+            return g_x, g_weight, g_m, None
         rounded = weight.to(x.dtype)
-        batches = 1 if other is None else 2
-        values = gradient.numel() // gradient.shape[1] * processes() * batches  # averaged in a channel's mean
+        values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
         def convolution_backward(gradient: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
             mask = [need_x, need_weight, bias]
@@ -111,18 +99,17 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             )
             return result
 
-        # The first way would miss the part of W's gradient that comes from the other batch.
-        if 3 * gradient.numel() <= 2 * x.numel() and not (need_weight and other is not None):
+        if 3 * gradient.numel() <= 2 * x.numel():
             g_m = channel_sums(gradient, weight.dtype)
             s = (sum_over_processes(g_m) / values).to(gradient.dtype)
             g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
-            return g_x, g_weight, g_m, None, None, None
+            return g_x, g_weight, g_m, None
         # torch computes the bias's gradient only together with the weight's.
         g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
         g_m = g_m.to(weight.dtype) if need_weight else channel_sums(gradient, weight.dtype)
         if need_x:
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-            s = sum_over_processes(g_m) / (processes() * batches)  # without the number of positions, by which the windows divide
+            s = sum_over_processes(g_m) / processes()  # without the number of positions, by which the windows divide
             above = _patch_gradient(rounded.to(weight.dtype), s, arguments)  # kernel C
             subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
         if need_weight:
@@ -132,15 +119,13 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             _grouped(g_weight, arguments).addcmul_(
                 g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
             )
-        return g_x, g_weight, g_m, None, None, None
+        return g_x, g_weight, g_m, None
 
 
-def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments, other: Tensor | None) -> Tensor:
+def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Return Eq. 7 computed as it is written, which can be differentiated any number of times."""
     h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
     mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
-    if other is not None:
-        mean = (mean + _apply_to_patch(weight, other, arguments)) / 2
     return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
 
 
@@ -177,18 +162,18 @@ def _grouped(weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
     return grouped.transpose(1, 2) if arguments.transposed else grouped
 
 
-def _apply_to_patch(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
+def apply_to_patch(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Return the outputs (outputs,) of the convolution for one ``patch`` (kernel, C)."""
     if arguments.groups == 1:
         matrix = as_matrix(weight, arguments.transposed)[0]
         return matrix @ (patch if _kernel_first(weight, arguments) else patch.T).flatten()
     one = arguments._replace(groups=1)
     parts = zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups, 1), strict=True)
-    return torch.cat([_apply_to_patch(own, seen, one) for own, seen in parts])
+    return torch.cat([apply_to_patch(own, seen, one) for own, seen in parts])
 
 
 def _patch_gradient(weight: Tensor, gradient: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """Return the gradient of the patch in ``_apply_to_patch``: (kernel, C)."""
+    """Return the gradient of the patch in ``apply_to_patch``: (kernel, C)."""
     if arguments.groups == 1:
         above = as_matrix(weight, arguments.transposed)[0].T @ gradient
         taps = weight.shape[2:].numel()

@@ -7,12 +7,12 @@ is initialised: every process must then run the same layers on the same number o
 from torch import nn
 
 from gan.models.batch_norm import BatchNorm
-from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, complete_with_remembered, remember_first_half
+from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, kept_means
 from gan.models.spectral_norm import Layer, SpectralNorm, power_iterate, shared_spectral_weights
 
 __all__ = [
-    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "complete_with_remembered", "normalize",
-    "normalize_input", "power_iterate", "remember_first_half", "shared_spectral_weights",
+    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "kept_means", "normalize", "normalize_input",
+    "power_iterate", "shared_spectral_weights",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
-from gan.models.norms import complete_with_remembered, power_iterate, remember_first_half, shared_spectral_weights
+from gan.models.norms import kept_means, power_iterate, shared_spectral_weights
 from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import GanState, set_learning_rates, update_ema
 
@@ -41,9 +41,7 @@ def update_discriminator(state: GanState, real: Tensor, fake: Tensor, update: in
     state.d_optimizer.zero_grad()
     for r, f, e in zip(real.chunk(parts), fake.chunk(parts), epsilon.chunk(parts), strict=True):
         with context.autocast():
-            kept = remember_first_half(discriminator, len(r)) if config.training.d_batches == "joint_kept" else nullcontext()
-            with kept:
-                real_logits, fake_logits = discriminator_logits(discriminator, r, f, joint=joint)
+            real_logits, fake_logits = discriminator_logits(discriminator, r, f, joint=joint)
         real_logits, fake_logits = real_logits.to(context.dtype), fake_logits.to(context.dtype)
         loss = discriminator_loss(config.loss.name, real_logits, fake_logits)
         _accumulate(metrics, "d_loss", loss, parts)
@@ -76,10 +74,8 @@ def update_generator(state: GanState, real: Tensor, step: int, context: GanConte
             if with_real:
                 _, logits = discriminator_logits(state.discriminator, r, fake, joint=True)
             else:
-                kept = (
-                    complete_with_remembered(state.discriminator) if config.training.d_batches == "joint_kept" else nullcontext()
-                )
-                with kept:
+                kept = config.training.d_batches == "joint_kept"
+                with kept_means(state.discriminator) if kept else nullcontext():
                     logits = state.discriminator(fake)
         loss = generator_loss(config.loss.name, logits.to(context.dtype))
         (loss / parts).backward()
