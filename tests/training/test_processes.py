@@ -9,10 +9,20 @@ from gan.config import GanConfig
 from tests.conftest import TINY, command
 from tests.workers import config_of, run_together, train_and_save
 
+RELEASED = [
+    "model.discriminator.norm=mean_spectral",
+    "model.discriminator.layer_norms=[spectral,spectral,spectral,mean_spectral,spectral,mean_spectral,mean_spectral,spectral]",
+    "model.discriminator.gain=true",
+]
 CASES = {
     "sn": ["model.discriminator.norm=spectral"],
     "msn": ["model.discriminator.norm=mean_spectral"],
     "msn joint": ["model.discriminator.norm=mean_spectral", "training.d_batches=joint"],
+    "msn joint_kept": ["model.discriminator.norm=mean_spectral", "training.d_batches=joint_kept"],
+    "msn joint_d": ["model.discriminator.norm=mean_spectral", "training.d_batches=joint_d"],
+    "released": [*RELEASED],
+    "released joint": [*RELEASED, "training.d_batches=joint"],
+    "released joint_kept": [*RELEASED, "training.d_batches=joint_kept"],
     "msn accumulated": ["model.discriminator.norm=mean_spectral", "training.accumulation=2"],
     "msn in g": ["model.discriminator.norm=spectral", "model.generator.norm=mean_spectral"],
     "wgan-gp": ["model.discriminator.norm=none", "loss.name=wgan-gp", "training.d_steps=2"],
@@ -50,8 +60,12 @@ def configuration(*settings: str) -> GanConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", NOISE)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    # Under joint batches the released placement has values so near the kink of LeakyReLU that float32 moves one across it,
+    # with any number of processes.
+    [(case, precision) for case in CASES for precision in NOISE if precision == "fp64" or not case.startswith("released joint")],
+)
 def test_two_processes_have_the_gradients_of_one(case: str, precision: str, trained: tuple[Results, Results, Results]) -> None:
     one, first, second = (results[f"{case}, {precision}"]["gradients"] for results in trained)
     assert one.keys() == first.keys()

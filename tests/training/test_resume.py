@@ -49,10 +49,23 @@ HARD = [
     "training.precision=bf16", "loss.name=wgan-gp", "model.discriminator.norm=spectral", "training.d_steps=2", "data.flip=true",
     "data.memory_gb=0", "data.workers=1", "training.accumulation=2", "optimizer.name=rmsprop",
 ]  # fmt: skip
+RELEASED = [
+    "model.discriminator.norm=mean_spectral", "model.discriminator.gain=true",
+    "model.discriminator.layer_norms=[spectral,spectral,spectral,mean_spectral,spectral,mean_spectral,mean_spectral,spectral]",
+]  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("settings", "processes"), [(HARD, 1), (["model.discriminator.norm=mean_spectral"], 2)])
+@pytest.mark.parametrize(
+    ("settings", "processes"),
+    [
+        (HARD, 1),
+        (["model.discriminator.norm=mean_spectral"], 2),
+        ([*RELEASED, "training.d_batches=joint"], 1),
+        ([*RELEASED, "training.d_batches=joint_kept", "training.precision=bf16"], 1),
+        (["model.discriminator.norm=mean_spectral", "training.d_batches=joint_d"], 1),
+    ],
+)
 def test_every_setting_and_several_processes_resume_bit_for_bit(
     settings: list[str], processes: int, tmp_path: Path, tiny: Callable[..., list[str]]
 ) -> None:
