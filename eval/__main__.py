@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +13,17 @@ from accelerate import Accelerator
 from eval import metrics, table2_data
 from eval.extractors import EXTRACTORS, Extractor, load_extractor
 from eval.features import BATCH, Features, ImageSet, extract, extract_parts
+from eval.following import follow_generators, kept_generators
 from eval.formatting import format_comparison, format_record
-from eval.image_sets import open_images
-from eval.measurement import compare
-from eval.protocols import PROTOCOLS
+from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison
+from eval.image_sets import GeneratedImages, open_images
+from eval.measurement import compare_images
+from eval.protocols import PROTOCOLS, Protocol
 from eval.references import check_stats
 from eval.scoring import Scorer, make_scorer, score_generator, versions
 from eval.statistics import Accumulator, GaussianStats, load_stats, save_stats
 from eval.table2_report import write_report
-from gan.inference.generator import load_generator
+from gan.inference.generator import TrainedGenerator, load_generator
 from gan.utils import cli
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.errors import UserError
@@ -33,6 +35,8 @@ EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
   python -m eval score runs/cifar10_msngan --protocol paper sngan standard --extractor inception
   python -m eval score runs/x --protocol paper --extractor inception --weights FILE.pth --reference cifar10:train
+  python -m eval score runs/x --follow --protocol quick --extractor inception
+  python -m eval compare runs/msn_seed* --against runs/sn_seed* --protocol paper --extractor inception
   python -m eval images FOLDER images.zip --extractor inception-pytorch-fid --json
   python -m eval reference cifar10:train --out cifar10_train.npz
   python -m eval table2 runs/cifar10_* --out table2
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.command == "reference" and options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: statistics are stored in a .npz file. Give a name that ends in .npz.")
     with connected(options.cpu) as accelerator:
-        {"score": score, "images": images, "reference": reference}[options.command](options, accelerator)
+        {"score": score, "compare": compare, "images": images, "reference": reference}[options.command](options, accelerator)
     return 0
 
 
@@ -65,12 +69,27 @@ def _parser() -> cli.Parser:
     score.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
     purposes = "; ".join(f"{name}: {protocol.purpose}" for name, protocol in PROTOCOLS.items())
     score.add_argument("--protocol", nargs="+", required=True, choices=list(PROTOCOLS), help=purposes)
-    score.add_argument("--reference", metavar="SPEC", help="real images, or .npz statistics (default: the run's own images)")
     score.add_argument(
         "--floor", metavar="SPEC", help="held-out real images to score as if generated (default: some of the reference's)"
     )
-    score.add_argument("--generator", choices=["ema", "raw"], help="average over training, or last weights (default: ema)")
-    score.add_argument("--seed", type=cli.whole_number(0), default=0, help="seed of the samples (default 0)")
+    score.add_argument(
+        "--all", action="store_true", help="score every checkpoint and milestone that lacks a score, in the order of their steps"
+    )
+    score.add_argument("--follow", action="store_true", help="as --all, and wait for new ones until the run's last step")
+    _add_generator_options(score)
+
+    compare = commands.add_parser("compare", parents=[common], help="tell which of two groups of trainings is better")
+    compare.add_argument("a", type=Path, nargs="+", metavar="A", help="runs or checkpoints that differ only by their seed")
+    compare.add_argument(
+        "--against", dest="b", type=Path, nargs="+", required=True, metavar="B", help="runs or checkpoints to compare A with"
+    )
+    compare.add_argument(
+        "--protocol", choices=list(PROTOCOLS), default="paper", help="number of images and of the reference (default paper)"
+    )
+    compare.add_argument(
+        "--resamples", type=cli.whole_number(2), default=50, help="bootstrap samples of each generator's images (default 50)"
+    )
+    _add_generator_options(compare)
 
     images = commands.add_parser("images", parents=[common], help="compare two sets of images")
     images.add_argument("a", metavar="A", help="SPEC or .npz statistics of the generated images")
@@ -91,6 +110,12 @@ def _parser() -> cli.Parser:
     table.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write into")
     table.add_argument("--extractor", choices=list(EXTRACTORS), help="extractor of the scores, where runs have several")
     return parser
+
+
+def _add_generator_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reference", metavar="SPEC", help="real images, or .npz statistics (default: the run's own images)")
+    parser.add_argument("--generator", choices=["ema", "raw"], help="average over training, or last weights (default: ema)")
+    parser.add_argument("--seed", type=cli.whole_number(0), default=0, help="seed of the samples (default 0)")
 
 
 def _common_options() -> cli.Parser:
@@ -116,30 +141,76 @@ def _load_extractor(options: argparse.Namespace, accelerator: Accelerator) -> Ex
 
 def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Score each run, add the records to its scores.jsonl, and print them."""
-    load = partial(load_generator, weights=options.generator, device=accelerator.device)
-    # The main process chooses the checkpoints: a run that is training may save newer ones before the others look.
-    folders = on_main(accelerator, lambda: [load(path).folder for path in options.runs])
-    generators = [on_all(accelerator, partial(load, folder)) for folder in folders]
+    if options.all or options.follow:
+        for run in options.runs:
+            on_main(accelerator, partial(kept_generators, run))
+    generators = None if options.all or options.follow else _load_generators(options, accelerator, options.runs)
     extractor = _load_extractor(options, accelerator)
     protocols = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     scorers: dict[str, Scorer] = {}  # runs on the same data share one
-    for path, generator in zip(options.runs, generators, strict=True):
+    named = _all_generators(options, accelerator) if generators is None else zip(options.runs, generators, strict=True)
+    for path, generator in named:
         data = repr(generator.config.data)
         if data not in scorers:
-            scorers[data] = make_scorer(
-                accelerator,
-                extractor,
-                generator.config,
-                protocols,
-                options.reference,
-                floor=options.floor,
-                made_by=options.made_by,
-                folder=options.data,
-            )
+            scorers[data] = _make_scorer(options, accelerator, extractor, generator, protocols)
         records = score_generator(generator, scorers[data], protocols, seed=options.seed, batch=options.batch_size)
         if accelerator.is_main_process:
             for record in records:
-                print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record))
+                print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record), flush=True)
+
+
+def _all_generators(options: argparse.Namespace, accelerator: Accelerator) -> Iterator[tuple[Path, TrainedGenerator]]:
+    """Yield each generator that the runs have kept, with its run. One that the training has removed meanwhile is left out."""
+    for run in options.runs:
+        for folder in follow_generators(run, accelerator, wait=options.follow):
+            try:
+                yield run, *_load_generators(options, accelerator, [folder])
+            except UserError as error:
+                if accelerator.is_main_process:
+                    log.warning(f"{error} Going on with the next.")
+
+
+def _load_generators(options: argparse.Namespace, accelerator: Accelerator, paths: Sequence[Path]) -> list[TrainedGenerator]:
+    load = partial(load_generator, weights=options.generator, device=accelerator.device)
+    # The main process chooses the checkpoints: a run that is training may save newer ones before the others look.
+    folders = on_main(accelerator, lambda: [load(path).folder for path in paths])
+    return [on_all(accelerator, partial(load, folder)) for folder in folders]
+
+
+def compare(options: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Print the difference between two groups of trained generators, with its 95% interval and a verdict."""
+    paths = [*options.a, *options.b]
+    named = list(zip(paths, _load_generators(options, accelerator, paths), strict=True))
+    a, b = named[: len(options.a)], named[len(options.a) :]
+    on_all(accelerator, lambda: check_groups(a, b))
+    extractor, protocol = _load_extractor(options, accelerator), PROTOCOLS[options.protocol]
+    scorer = _make_scorer(options, accelerator, extractor, named[0][1], [protocol])
+    extracted = []
+    for _, generator in named:
+        samples = GeneratedImages(generator.network, generator.config, generator.weights, options.seed)
+        extracted.append(extract(samples, extractor, count=protocol.total, accelerator=accelerator, batch=options.batch_size))
+
+    def report() -> None:
+        features = [own for own in extracted if own is not None]
+        assert scorer.reference is not None
+        groups = features[: len(a)], features[len(a) :]
+        found = compare_groups(*groups, scorer.reference, protocol, options.resamples)
+        record = make_comparison(a, b, found, features, scorer.reference, protocol, options.resamples)
+        record["provenance"] |= {"reference_name": scorer.reference_name, "versions": versions()}
+        print(json.dumps(record, sort_keys=True) if options.json else format_groups(record))
+
+    only_on_main(accelerator, report)
+
+
+def _make_scorer(
+    options: argparse.Namespace,
+    accelerator: Accelerator,
+    extractor: Extractor,
+    generator: TrainedGenerator,
+    protocols: Sequence[Protocol],
+) -> Scorer:
+    named = {"made_by": options.made_by, "folder": options.data, "floor": getattr(options, "floor", None)}
+    return make_scorer(accelerator, extractor, generator.config, protocols, options.reference, **named)
 
 
 def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -180,7 +251,7 @@ def _print_comparison(
     options: argparse.Namespace, extractor: Extractor, a: Features | GaussianStats | None, b: Features | GaussianStats | None
 ) -> None:
     assert a is not None and b is not None
-    found = compare(a, b, splits=options.splits, kid_size=options.kid_size)
+    found = compare_images(a, b, splits=options.splits, kid_size=options.kid_size)
     found["provenance"] = {
         "extractor": extractor.identity,
         "a": a.images if isinstance(a, Features) else a.identity,

@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.extractors import Extractor, Floats
 from eval.feature_cache import FeatureCache, Part
 from gan.utils.distributed import make_accelerator, on_all, on_main, only_on_main
-from gan.utils.progress import Progress
+from gan.utils.progress import progress
 
 BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
 PART = 16 * BATCH  # images in one cached part: the most that an interruption loses
@@ -76,14 +76,14 @@ def extract_parts(
         stored = on_main(accelerator, lambda: [cache is not None and cache.path(*span).exists() for span in spans])
         missing = sum(end - start for (start, end), found in zip(spans, stored, strict=True) if not found)
         show = show_progress and accelerator.is_main_process and missing > 0
-        progress = stack.enter_context(Progress(total - missing, total, "image", shown=show))
+        bar = stack.enter_context(progress(total, "image", start=total - missing, shown=show))
         for span, found in zip(spans, stored, strict=True):
             part = only_on_main(accelerator, partial(cache.load, *span)) if cache is not None and found else None
             if not found or on_main(accelerator, partial(_is_none, part)):
                 part = _extract_part(images, extractor, *span, accelerator, check_stop, batch)
                 if cache is not None:
                     only_on_main(accelerator, partial(cache.save, *span, part))
-                progress.advance(" ", 0 if found else span[1] - span[0])
+                bar.update(0 if found else span[1] - span[0])
             if accelerator.is_main_process:
                 assert part is not None
                 yield Features(part["features"], part.get("logits"), images.identity, extractor.identity)

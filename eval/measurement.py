@@ -180,7 +180,7 @@ def make_record(
     }
 
 
-def compare(generated: Features | GaussianStats, real: Features | GaussianStats, *, splits: int, kid_size: int) -> Result:
+def compare_images(generated: Features | GaussianStats, real: Features | GaussianStats, *, splits: int, kid_size: int) -> Result:
     """Return every score of one set of images against another that the numbers of images allow; None for the others."""
     features, stats = _with_stats(generated)
     real_features, real_stats = _with_stats(real)

@@ -25,7 +25,7 @@ from eval.references import open_reference, real_images_for, reference_name
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset
 from gan.inference.generator import TrainedGenerator
-from gan.runs import scores
+from gan.runs import checkpoints, scores
 from gan.runs.scores import Record, Score
 from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
@@ -189,7 +189,7 @@ def score_generator(
 def scores_folder(generator: TrainedGenerator) -> Path:
     """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export."""
     parent = generator.folder.parent
-    if parent.name == "checkpoints" and (parent.parent / "config.yaml").exists():
+    if parent.name in ("checkpoints", checkpoints.MILESTONES) and (parent.parent / "config.yaml").exists():
         return parent.parent
     return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
 

@@ -16,6 +16,7 @@ from gan.data.datasets import load_images
 from gan.inference.images import encode, grid
 from gan.runs import scores
 from gan.runs.grouping import differing_settings, group_by_seed
+from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError
 
 COLUMNS = ("paper", "sngan", "standard", "quick")
@@ -57,7 +58,8 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
         records[folder] = [r for r in scores.read(folder) if extractor in (None, _extractor(r)["extractor"])]
         if not any(r["source"] == "command" for r in records[folder]):
             which = f" by {extractor}" if extractor else ""
-            raise UserError(f"{folder}: no scores{which} yet. Score it with: python -m eval score {folder} --protocol paper")
+            command = command_line("eval", "score", folder, "--protocol", "paper")
+            raise UserError(f"{folder}: no scores{which} yet. Score it with: {command}")
     names = {_extractor(r)["extractor"] for own in records.values() for r in own if r["source"] == "command"}
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")

@@ -8,7 +8,7 @@ from typing import Any
 from eval.comparison_keys import comparison_key
 from gan.config import GanConfig
 from gan.data.decoding import MAX_FILE_BYTES
-from gan.runs.loggers import METRICS
+from gan.runs.metrics import METRICS
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import read_file, read_records
 

@@ -3,27 +3,60 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 from gan.utils import settings
 from gan.utils.setting_fields import setting
-from gan.utils.settings import HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
+from gan.utils.settings import CheckpointConfig, HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    channels: int = setting(64, "feature maps before the image; 8 times as many at the first layer", at_least=1, at_most=2**13)
-    norm: Norm = setting("batch", "norm of each hidden layer")
+class NetworkConfig:
+    """The part of ``model`` that both networks have."""
+
+    channels: int
+    norm: Norm
+    layer_norms: list[Norm] | None = setting(
+        None, "norm of each layer from input to output, one of which must be that of norm; null: norm in all layers"
+    )
+    gain: bool = setting(
+        False, "mean_spectral: multiply the centred output of each channel by a learned factor, as the paper's released code does"
+    )
+    layers: ClassVar[int]  # with the output layer, whose mean is never subtracted
+
+    @property
+    def norms(self) -> list[Norm]:
+        """The norms that the network has, from input to output."""
+        return [self.norm] if self.layer_norms is None else self.layer_norms
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether the output for an image depends on the other images of its batch."""
+        return any(norm in MIXING_NORMS for norm in self.norms)
+
+    def describe_norms(self) -> str:
+        """Return the norms in words, such as "spectral", or "3 x spectral, mean_spectral, spectral"."""
+        runs = [(norm, len(list(same))) for norm, same in groupby(self.norms)]
+        return ", ".join(norm if count == 1 else f"{count} x {norm}" for norm, count in runs)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
+class GeneratorConfig(NetworkConfig):
+    channels: int = setting(64, "feature maps before the image; 8 times as many at the first layer", at_least=1, at_most=2**13)
+    norm: Norm = setting("batch", "norm of each hidden layer")
+    layers: ClassVar[int] = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig(NetworkConfig):
     channels: int = setting(64, "feature maps of the first layer; 8 times as many in the last", at_least=1, at_most=2**13)
     norm: Norm = setting("mean_spectral", "norm of each layer")
+    layers: ClassVar[int] = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +92,12 @@ class GanTrainingConfig(TrainingConfig):
         100_000, "generator updates; may not change on resume under optimizer.decay=linear", at_least=1, changeable=True
     )
     d_steps: int = setting(1, "D updates per G update", at_least=1, at_most=1000)
-    d_batches: Literal["separate", "joint"] = setting(
-        "separate",
-        "real and fake images through D in two batches or in one; a different model only for norms that mix images",
+    d_batches: Literal["auto", "separate", "joint", "joint_kept", "joint_d"] = setting(
+        "auto",
+        "real and fake images through D in two batches or in one. joint_kept: in one for D's update; G's passes the fakes"
+        " alone, with the means of D's batch as constants. joint_d: in one for D's update, fakes alone for G's. auto: joint for"
+        " mean_spectral, else separate. Different models only for norms that mix images",
+        resolved=True,
     )
     # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
     accumulation: int = setting(1, "micro-batches in which an update is computed, to fit a large batch into memory", at_least=1)
@@ -94,6 +130,16 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GanCheckpointConfig(CheckpointConfig):
+    milestones: int = setting(
+        0,
+        "generator updates between two copies of the generator (its average, if there is one) that are never removed; 0: none",
+        at_least=0,
+        changeable=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class GanHealthConfig(HealthConfig):
     chance_steps: int = setting(
         2000, "warn after this many consecutive steps with D at chance; 0: never", at_least=0, changeable=True
@@ -112,6 +158,7 @@ class GanConfig(RunConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: GanTrainingConfig = field(default_factory=GanTrainingConfig)
+    checkpoint: GanCheckpointConfig = field(default_factory=GanCheckpointConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     health: GanHealthConfig = field(default_factory=GanHealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -119,11 +166,17 @@ class GanConfig(RunConfig):
     @property
     def mixes_images(self) -> bool:
         """Whether D's output for an image depends on the other images of its batch."""
-        return self.model.discriminator.norm in MIXING_NORMS
+        return self.model.discriminator.mixes_images
 
     @property
     def micro_batches(self) -> int:
         return self.training.accumulation
+
+    def resolve(self) -> Self:
+        if self.training.d_batches != "auto":
+            return self
+        joint = "mean_spectral" in self.model.discriminator.norms
+        return settings.set_value(self, "training.d_batches", "joint" if joint else "separate")
 
     def changeable(self) -> set[str]:
         # Under a decay, the learning rate of every step depends on the number of steps.
@@ -153,13 +206,24 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> GanConfig:
 def _check_combinations(config: GanConfig, require: Require) -> None:
     batch, parts = config.training.batch_size, config.training.accumulation
     require(batch % parts == 0, "training.accumulation", f"must divide training.batch_size={batch}.")
-    for player, norm in (("generator", config.model.generator.norm), ("discriminator", config.model.discriminator.norm)):
+    for player, network in (("generator", config.model.generator), ("discriminator", config.model.discriminator)):
+        _check_norms(f"model.{player}", network, require)
         require(
-            norm not in MIXING_NORMS or batch // parts >= 2,
+            not network.mixes_images or batch // parts >= 2,
             "training.batch_size",
-            f"model.{player}.norm={norm} takes a mean over the images of a batch, so it needs at least 2 of them"
+            f"model.{player}.norm={network.norm} takes a mean over the images of a batch, so it needs at least 2 of them"
             f" (here {batch // parts} in each of {parts}). Raise training.batch_size or choose spectral.",
         )
+    require(
+        config.training.d_batches != "joint_kept" or "batch" not in config.model.discriminator.norms,
+        "training.d_batches",
+        "only means are kept, but model.discriminator.norm=batch needs variances too. Choose joint or separate.",
+    )
+    require(
+        config.training.d_batches != "joint_kept" or config.loss.name != "wgan-gp",
+        "training.d_batches",
+        "the gradient penalty passes other images through D last, whose means would be kept. Choose joint or separate.",
+    )
     require(
         not config.training.compile or config.loss.name != "wgan-gp",
         "training.compile",
@@ -172,17 +236,42 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
         f"only wgan clips weights, not {config.loss.name}; set loss.clip=null.",
     )
     require(
-        config.loss.name != "wgan" or clip is not None or config.model.discriminator.norm in LIPSCHITZ_NORMS,
+        config.loss.name != "wgan" or clip is not None or set(config.model.discriminator.norms) <= set(LIPSCHITZ_NORMS),
         "loss.name",
         f"with model.discriminator.norm={config.model.discriminator.norm} nothing bounds the critic's slope;"
         " set loss.clip=0.01, model.discriminator.norm=spectral or loss.name=wgan-gp.",
     )
 
 
+def _check_norms(section: str, network: NetworkConfig, require: Require) -> None:
+    names, layers = network.layer_norms, network.layers
+    if names is not None:
+        require(
+            len(names) == layers,
+            f"{section}.layer_norms",
+            f"{len(names)} norms, but the network has {layers} layers. Give one for each, from input to output.",
+        )
+        require(
+            names[-1] in ("none", "spectral"),
+            f"{section}.layer_norms",
+            f"the output layer has no mean to subtract and no batch norm, so its norm must be none or spectral, not {names[-1]}.",
+        )
+        require(
+            network.norm in names,
+            f"{section}.layer_norms",
+            f"no layer has {section}.norm={network.norm}, by which tables name the run. Set that to one of the norms listed.",
+        )
+    require(
+        not network.gain or "mean_spectral" in network.norms,
+        f"{section}.gain",
+        f"only mean_spectral has a gain, but {section}.norm={network.norm}. Set {section}.gain=false.",
+    )
+
+
 def _warnings(config: GanConfig) -> list[str]:
     found = []
     norm, loss = config.model.discriminator.norm, config.loss
-    if loss.name == "wgan-gp" and norm in MIXING_NORMS:
+    if loss.name == "wgan-gp" and config.mixes_images:
         found.append(
             f"the gradient penalty bounds each image's own gradient, but model.discriminator.norm={norm} mixes the images"
             " of a batch, so the penalty loses its meaning (Gulrajani et al. 2017, section 4). Kept for the paper's"
@@ -194,15 +283,18 @@ def _warnings(config: GanConfig) -> list[str]:
             " changes its shape but not its scale. One of the two is enough."
         )
     mixing = [
-        f"model.{p}.norm={n}"
-        for p, n in (("generator", config.model.generator.norm), ("discriminator", norm))
-        if n in MIXING_NORMS
+        f"model.{player}.norm={network.norm}"
+        for player, network in (("generator", config.model.generator), ("discriminator", config.model.discriminator))
+        if network.mixes_images
     ]
     if config.training.accumulation > 1 and mixing:
         found.append(
             f"training.accumulation={config.training.accumulation} with {' and '.join(mixing)}: statistics are those of"
             " each micro-batch, so the run differs from one with accumulation=1."
         )
-    if config.training.d_batches == "joint" and not config.mixes_images:
-        found.append(f"training.d_batches=joint changes nothing with model.discriminator.norm={norm}, which does not mix images.")
+    if config.training.d_batches.startswith("joint") and not config.mixes_images:
+        found.append(
+            f"training.d_batches={config.training.d_batches} changes nothing with model.discriminator.norm={norm}, which does"
+            " not mix images."
+        )
     return found

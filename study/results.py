@@ -10,7 +10,7 @@ from typing import Any
 from gan.runs.checkpoints import MANIFEST
 from gan.runs.folder import is_run
 from gan.runs.grouping import group_by_seed
-from gan.runs.loggers import METRICS, PROBES
+from gan.runs.metrics import METRICS, PROBES
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records

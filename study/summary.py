@@ -4,8 +4,9 @@ from accelerate import Accelerator
 
 from gan.models.dcgan import trainable_parameters
 from gan.runs.folder import resolve
-from gan.runs.loggers import METRICS, PROBES, last_values
+from gan.runs.metrics import METRICS, PROBES, last_values
 from gan.runs.summary import description, summary, with_saved_settings
+from gan.utils.command_lines import command_line
 from study.classifier_task import build, total_steps
 from study.config import StudyConfig
 from study.data import training_images
@@ -36,4 +37,4 @@ def summarize_classifier(config: StudyConfig) -> str:
     }
     if (folder / PROBES).exists():
         facts["probes"] = f"{folder / PROBES}"
-    return summary(folder, facts, f"python -m study figures {folder} --out figures")
+    return summary(folder, facts, command_line("study", "figures", folder, "--out", "figures"))

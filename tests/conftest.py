@@ -1,6 +1,7 @@
 """What tests share: real images where they are, tiny runs, and the command line as a user calls it."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,3 +66,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps = ["training.steps=4", "checkpoint.every=2", "samples.every=2"]
     assert command([*TINY, f"run.dir={folder}", "run.name=run", *steps]) == 0
     return folder / "run"
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run in ``tmp_path/run``, which a test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def again(run: Path, *settings: str) -> list[str]:
+    """Return the arguments of train.py that resume a copied run, with changed settings."""
+    return ["--config", str(run / "config.yaml"), f"run.dir={run.parent}", f"run.name={run.name}", *settings]

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-import eval.__main__ as evaluation
 from gan.utils import cli
 from tests.conftest import TINY
 from tests.small import scale_down
+from tests.workers import PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 TEXT = "\n".join(page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))))
@@ -24,8 +24,7 @@ BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = list(dict.fromkeys(line for block in BLOCKS for line in block.replace("\\\n    ", "").splitlines() if line.strip()))
 CODE = list(dict.fromkeys(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)))
 BY_CI = ("make train", "make test")
-BY_TEST = ('make table2 SEEDS="0 1 2" STEPS=50000',)  # tests/test_table2.py
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+BY_TEST = ('make table2 SEEDS="0 1 2" STEPS=50000',)  # tests/eval/test_table2.py
 
 
 @pytest.fixture
@@ -42,11 +41,6 @@ def checkout(tmp_path: Path, finished_run: Path) -> Path:
     return tmp_path
 
 
-def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(words, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def small(words: list[str]) -> list[str]:
     """The same command on a smaller scale: a few steps of a tiny network, and images that are here in place of CIFAR-10."""
     if "--dry-run" in words:
@@ -61,58 +55,63 @@ def small(words: list[str]) -> list[str]:
     return [*words, "training.steps=2", *([] if named else ["run.name=small"])]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*BY_CI, *BY_TEST)])
-def test_command_of_the_readme_runs(command: str, checkout: Path) -> None:
-    words = shlex.split(command)
-    environment = {}
-    while "=" in words[0]:
-        key, _, value = words.pop(0).partition("=")
-        environment[key] = value
-    if words[:4] == ["python", "-m", "eval", "table2"]:  # of runs scored by the command further up, in small
-        (score,) = [other for other in COMMANDS if other.startswith("python -m eval score")]
-        with pytest.MonkeyPatch.context() as patch:
-            scale_down(patch)
-            patch.chdir(checkout)
-            assert cli.run(lambda: evaluation.main(shlex.split(score)[3:])) == 0
-    if words[0] == "python":
-        words = [sys.executable, *words[1:]]
-        if words[1] == "train.py":
-            words = small(words)
-        elif words[2] == "study":
-            little = ["training.epochs=0.2", "data.train_images=200", "data.test_images=50"]
-            if words[3] in ("train", "sweep"):
-                words += little
-            else:  # of runs that were trained by the command further up
-                (command,) = [other for other in COMMANDS if other.startswith("python -m study train")]
-                trained = run([sys.executable, *shlex.split(command)[1:], *little], checkout, {})
-                assert trained.communicate(timeout=300)[0] and trained.returncode == 0
-        workers = [run(words, checkout, environment)]
+def run(words: list[str]) -> None:
+    """Run a command of a program of ours in this process, with small networks and scores that take milliseconds."""
+    assert words[0] == "python", f"not run by any test: {words}"
+    if words[1] == "train.py":
+        name, words = "train", small(words[2:])
     else:
-        assert words[:2] == ["accelerate", "launch"], f"not run by any test: {command}"
-        words = small([*LAUNCH, *words[2:]])
-        processes = words.index("--num_processes") + 1
-        machines = int(words[words.index("--num_machines") + 1])
-        words[processes] = "2"  # eight GPUs become two CPU processes, two machines two of one process each
-        environment["ACCELERATE_USE_CPU"] = "1"
-        words = [word.replace("MAIN_HOST", "127.0.0.1") for word in words]
-        workers = []
-        for machine in range(machines):
-            if machines > 1:
-                words = [
-                    str(machine) if before == "--machine_rank" else word
-                    for before, word in zip(["", *words], words, strict=False)
-                ]
-            workers.append(run(words, checkout, environment))
-    output = ""
-    for worker in workers:
-        output += worker.communicate(timeout=300)[0]
-        assert worker.returncode == 0, output
-        assert "Traceback" not in output
+        name, words = words[2], words[3:]
+    if name == "study" and words[0] in ("train", "sweep"):
+        words = [*words, "training.epochs=0.2", "data.train_images=200", "data.test_images=50"]
+    assert cli.run(lambda: PROGRAMS[name](words)) == 0
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*BY_CI, *BY_TEST) and "accelerate launch" not in c])
+def test_command_of_the_readme_runs(
+    command: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(checkout)
+    scale_down(monkeypatch)
+    # Commands that report what a command further up has made.
+    before = {"python -m eval table2": "python -m eval score", "python -m study tables": "python -m study train",
+        "python -m study figures": "python -m study train"}  # fmt: skip
+    for start, first in before.items():
+        if command.startswith(start):
+            run(shlex.split(next(other for other in COMMANDS if other.startswith(first))))
+    run(shlex.split(command))
+    output = capsys.readouterr()
     if "training.steps=1000" in command:
-        assert "from step 4 to 6" in output
+        assert "from step 4 to 6" in output.err
     if "--dry-run" in command:
-        assert "discriminator:  2,937,281 parameters (mean_spectral)" in output
+        assert "discriminator:  2,937,281 parameters (mean_spectral)" in output.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "accelerate launch" in c and "--num_processes 8" not in c])
+def test_launch_of_the_readme_connects_its_processes(command: str, checkout: Path) -> None:
+    """Of sixteen GPUs on two machines become two CPU processes, one for each machine. (On one machine: the next command.)"""
+    words = shlex.split(command.removeprefix("ACCELERATE_USE_CPU=1 ").replace("MAIN_HOST", "127.0.0.1"))
+    assert words[:2] == ["accelerate", "launch"]
+    script = words.index("train.py")
+    words = [sys.executable, "-m", "accelerate.commands.launch", *words[2 : script + 1], *small(words[script + 1 :])]
+    words[words.index("--num_processes") + 1] = "2"
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    launchers = []
+    for machine in range(int(words[words.index("--num_machines") + 1])):
+        if machine:
+            words = [*words]
+            words[words.index("--machine_rank") + 1] = str(machine)
+        pipe = subprocess.PIPE
+        launchers.append(subprocess.Popen(words, cwd=checkout, env=variables, stdout=pipe, stderr=pipe, text=True))
+    for machine, launcher in enumerate(launchers):
+        output, errors = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, errors
+        assert "Traceback" not in errors
+        assert output.count("checkpoint:") == (machine == 0), "one process prints"
+        assert machine or "2 processes on cpu" in errors
+    (run,) = [folder for folder in (checkout / "runs").iterdir() if folder.name != "digits_msngan"]
+    assert (run / "metrics.jsonl").read_text().count('"d_loss"') == 2
 
 
 def test_what_only_ci_runs_is_run_by_ci() -> None:

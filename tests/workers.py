@@ -26,6 +26,9 @@ from eval import features
 from eval.extractors import EXTRACTORS
 from eval.protocols import PROTOCOLS
 from gan.config import GanConfig, load_config
+from gan.data.stream import BatchStream
+from gan.training.context import GanContext
+from gan.training.gan_state import GanState
 from gan.training.gan_step import train_step
 from gan.utils import cli
 from tests.small import QUICK, scale_down
@@ -86,12 +89,18 @@ def _in_environment(environment: dict[str, str], function: Callable[..., None], 
     function(*arguments)
 
 
-def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
-    """Runs ``steps`` steps and saves gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
-    state, stream, context = prepare(config)
-    accelerator, config = context.accelerator, context.config
-    for step in range(steps):
-        train_step(state, stream, step, context)
+def train_and_save(runs: dict[str, tuple[GanConfig, int]], out: Path) -> None:
+    """Take the given number of steps of each run. Save gradients, outputs on fixed inputs and weights as ``out``/RANK.pt."""
+    found = {}
+    for name, (config, steps) in runs.items():
+        state, stream, context = prepare(config)
+        for step in range(steps):
+            train_step(state, stream, step, context)
+        found[name] = results_of(state, stream, context)
+    torch.save(found, out / f"{context.accelerator.process_index}.pt")
+
+
+def results_of(state: GanState, stream: BatchStream, context: GanContext) -> dict[str, dict[str, Tensor]]:
     generator, discriminator = state.generator, state.discriminator
     gradients = {
         f"{player}.{name}": p.grad
@@ -103,9 +112,9 @@ def train_and_save(config: GanConfig, steps: int, out: Path) -> None:
     with torch.no_grad():
         assert stream.pixels is not None
         real = stream.pixels[:16].to(context.dtype) / 127.5 - 1
-        z = torch.linspace(-2, 2, 16 * config.model.latent_dim, dtype=context.dtype).view(16, -1)
+        z = torch.linspace(-2, 2, 16 * context.config.model.latent_dim, dtype=context.dtype).view(16, -1)
         outputs = {"images": generator.eval()(z), "scores": discriminator.eval()(real)}
-    torch.save({"gradients": gradients, "weights": weights, "outputs": outputs}, out / f"{accelerator.process_index}.pt")
+    return {"gradients": gradients, "weights": weights, "outputs": outputs}
 
 
 def config_of(arguments: Sequence[str]) -> GanConfig:

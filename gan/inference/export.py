@@ -39,8 +39,8 @@ A DCGAN generator trained with msngan: {generator.step:,} generator updates,
 | | |
 |---|---|
 | images | {data.channels} x {data.image_size} x {data.image_size}, trained on {data.name} ({data.split}) |
-| generator | {model.generator.channels} channels, norm {model.generator.norm}, z of {model.latent_dim} |
-| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.norm} |
+| generator | {model.generator.channels} channels, norm {model.generator.describe_norms()}, z of {model.latent_dim} |
+| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.describe_norms()} |
 | loss | {config.loss.name}, {config.training.d_steps} D updates per G update, batch {config.training.batch_size} |
 | seed | {config.seed} |
 

@@ -1,7 +1,7 @@
 """Load a trained generator from a run, a checkpoint or an export, and sample from it."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -92,6 +92,7 @@ def _require_as_many(config: GanConfig, saved: checkpoints.StateDict) -> None:
     if config.data.channels is None:
         raise RuntimeError("a run resolves data.channels when it starts")
     with torch.device("meta"):  # allocates no memory; the norms, which would compute on it, only add weights
-        bare = build_generator(set_value(config, "model.generator.norm", "none"))
+        plain = replace(config.model.generator, norm="none", layer_norms=None, gain=False)
+        bare = build_generator(set_value(config, "model.generator", plain))
     if sum(p.numel() for p in bare.parameters()) > sum(weight.numel() for weight in saved.values()):
         raise RuntimeError("more weights than were saved")

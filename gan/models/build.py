@@ -19,7 +19,8 @@ def build_generator(config: GanConfig) -> Generator:
             channels=config.model.generator.channels,
             image_channels=config.data.channels,
             image_size=config.data.image_size,
-            norm=config.model.generator.norm,
+            norm=config.model.generator.layer_norms or config.model.generator.norm,
+            gain=config.model.generator.gain,
             init_std=config.model.init_std,
         )
 
@@ -33,7 +34,8 @@ def build_discriminator(config: GanConfig) -> Discriminator:
             channels=config.model.discriminator.channels,
             image_channels=config.data.channels,
             image_size=config.data.image_size,
-            norm=config.model.discriminator.norm,
+            norm=config.model.discriminator.layer_norms or config.model.discriminator.norm,
+            gain=config.model.discriminator.gain,
             init_std=config.model.init_std,
             twice_differentiable=config.loss.name == "wgan-gp",
         )

@@ -1,5 +1,7 @@
 """The standard CNN of the SNGAN paper (Miyato et al. 2018, Table 3) for generator and discriminator, of any width and size."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from gan.models.norms import Layer, normalize
@@ -14,29 +16,52 @@ def _initialise(layer: Layer, std: float) -> Layer:
     return layer
 
 
+def _norm_of_each(norm: str | Sequence[str], layers: int) -> list[str]:
+    """Return one norm per layer. Raises ValueError for a list of another length."""
+    norms = [norm] * layers if isinstance(norm, str) else list(norm)
+    if len(norms) != layers:
+        raise ValueError(f"{len(norms)} norms, expected one for each of the {layers} layers")
+    return norms
+
+
+def _uses_bias(norm: str) -> bool:
+    return norm in ("none", "spectral")
+
+
 class Generator(nn.Module):
     """Generator: noise (B, latent_dim) to images (B, image_channels, S, S) in [-1, 1].
 
     dense -> 8c x S/8 x S/8; three times ConvTranspose 4/2 to 4c, 2c, c; conv 3/1; tanh. Each layer but the last under
-    ``norm`` and ReLU. A bias that the norm's own would cancel is left out.
+    its norm and ReLU. A bias that the norm's own would cancel is left out.
     """
 
     def __init__(
-        self, *, latent_dim: int, channels: int, image_channels: int, image_size: int, norm: str, init_std: float = 0.02
+        self,
+        *,
+        latent_dim: int,
+        channels: int,
+        image_channels: int,
+        image_size: int,
+        norm: str | Sequence[str],
+        gain: bool = False,
+        init_std: float = 0.02,
     ) -> None:
+        """``norm`` is that of all layers, or one for each of the 5; ``gain`` is that of mean_spectral (see ``normalize``)."""
         super().__init__()
         self.latent_dim = latent_dim
         stem, c = image_size // 8, channels
-        bias = norm in ("none", "spectral")
-        dense = nn.Linear(latent_dim, 8 * c * stem * stem, bias=bias)
+        first, *others, last = _norm_of_each(norm, 5)
+        dense = nn.Linear(latent_dim, 8 * c * stem * stem, bias=_uses_bias(first))
         layers: list[nn.Module] = [
-            normalize(_initialise(dense, init_std), norm), nn.ReLU(inplace=True), nn.Unflatten(1, (8 * c, stem, stem)),
-        ]  # fmt: skip
-        for wide in (8 * c, 4 * c, 2 * c):
-            up = nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=bias)
-            layers += [normalize(_initialise(up, init_std), norm), nn.ReLU(inplace=True)]
+            normalize(_initialise(dense, init_std), first, gain=gain),
+            nn.ReLU(inplace=True),
+            nn.Unflatten(1, (8 * c, stem, stem)),
+        ]
+        for wide, own in zip((8 * c, 4 * c, 2 * c), others, strict=True):
+            up = nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=_uses_bias(own))
+            layers += [normalize(_initialise(up, init_std), own, gain=gain), nn.ReLU(inplace=True)]
         image = nn.Conv2d(c, image_channels, 3, 1, 1)
-        layers += [normalize(_initialise(image, init_std), norm, output=True), nn.Tanh()]
+        layers += [normalize(_initialise(image, init_std), last, output=True), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -47,7 +72,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Discriminator: images (B, image_channels, S, S) in [-1, 1] to logits (B,).
 
-    conv 3/1 c, 4/2 c, 3/1 2c, 4/2 2c, 3/1 4c, 4/2 4c, 3/1 8c, each under ``norm`` and LeakyReLU; then dense to 1.
+    conv 3/1 c, 4/2 c, 3/1 2c, 4/2 2c, 3/1 4c, 4/2 4c, 3/1 8c, each under its norm and LeakyReLU; then dense to 1.
     """
 
     def __init__(
@@ -56,22 +81,25 @@ class Discriminator(nn.Module):
         channels: int,
         image_channels: int,
         image_size: int,
-        norm: str,
+        norm: str | Sequence[str],
+        gain: bool = False,
         init_std: float = 0.02,
         twice_differentiable: bool = False,
     ) -> None:
+        """``norm`` is that of all layers, or one for each of the 8; the other options are those of ``normalize``."""
         super().__init__()
         c = channels
+        *hidden, last = _norm_of_each(norm, 8)
         layers: list[nn.Module] = []
         before = image_channels
-        for kernel, stride, after in (
-            (3, 1, c), (4, 2, c), (3, 1, 2 * c), (4, 2, 2 * c), (3, 1, 4 * c), (4, 2, 4 * c), (3, 1, 8 * c),
-        ):  # fmt: skip
+        shapes = (3, 1, c), (4, 2, c), (3, 1, 2 * c), (4, 2, 2 * c), (3, 1, 4 * c), (4, 2, 4 * c), (3, 1, 8 * c)
+        for (kernel, stride, after), own in zip(shapes, hidden, strict=True):
             conv = _initialise(nn.Conv2d(before, after, kernel, stride, 1), init_std)
-            layers += [normalize(conv, norm, twice_differentiable=twice_differentiable), nn.LeakyReLU(SLOPE, inplace=True)]
+            normalized = normalize(conv, own, gain=gain, twice_differentiable=twice_differentiable)
+            layers += [normalized, nn.LeakyReLU(SLOPE, inplace=True)]
             before = after
         dense = _initialise(nn.Linear(8 * c * (image_size // 8) ** 2, 1), init_std)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), normalize(dense, norm, output=True))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), normalize(dense, last, output=True))
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.layers(images)

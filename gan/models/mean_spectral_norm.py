@@ -1,11 +1,14 @@
 """Mean spectral normalisation of a layer, and its mean subtraction alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, apply_to_patch, arguments_of
 from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision
 
 
@@ -15,11 +18,14 @@ class MeanSpectralNorm(SpectralNorm):
     E is the mean of each channel over batch and positions; in evaluation mode it is the running mean. m is learned. The mean
     would cancel the layer's own bias, so that bias is not used and gets no gradient.
 
+    With ``gain``, the output is gain (h - E[h]) + m with a learned factor per channel, as in the code that the paper's authors
+    released; ``running_mean`` is then that of gain h.
+
     The layer is linear, so E[h] is W applied to the mean patch that the kernel sees. m - E[h] is passed as the layer's bias,
     which needs no pass over the output. bf16 autocast rounds that bias, which leaves up to 2^-9 of E[h] in the output's mean.
     """
 
-    def __init__(self, layer: Layer, *, momentum: float = 0.1, initial_iterations: int = 15) -> None:
+    def __init__(self, layer: Layer, *, momentum: float = 0.1, gain: bool = False, initial_iterations: int = 15) -> None:
         """Wrap ``layer``. ``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
 
         Raises ValueError for a convolution whose padding is not zeros, or is given as a word such as "same".
@@ -31,8 +37,11 @@ class MeanSpectralNorm(SpectralNorm):
         zeros = torch.zeros(channels, dtype=layer.weight.dtype, device=layer.weight.device)
         self.momentum = momentum
         self.m = nn.Parameter(zeros.clone())
+        self.gain = nn.Parameter(torch.ones_like(zeros)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
+        self._mean_patch: Tensor | None = None  # of the last batch, where the layer is a convolution
+        self._mean_is_kept = False  # within `kept_means`
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), or (B, ..., C) for a dense layer.
@@ -40,6 +49,9 @@ class MeanSpectralNorm(SpectralNorm):
         Raises ValueError in training when a channel has a single value.
         """
         weight = self.weight()
+        if self.gain is not None:
+            outputs = int(isinstance(self.layer, nn.ConvTranspose2d))  # the weight's dimension of output channels
+            weight = weight * self.gain.view([-1 if d == outputs else 1 for d in range(weight.dim())])
         if not self.training:
             return apply_layer(self.layer, x, weight, self.m - self.running_mean)
         rounded = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -61,8 +73,30 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments_of(self.layer))
+        arguments = arguments_of(self.layer)
+        if self._mean_is_kept and self._mean_patch is not None:
+            rounded = weight.to(x.dtype)
+            mean = apply_to_patch(rounded.to(weight.dtype), self._mean_patch, arguments)
+            return apply_layer(self.layer, x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
+        output, mean, self._mean_patch = MeanSubtractedConvolution.apply(x, weight, self.m, arguments)
         return output, mean
+
+
+@contextmanager
+def kept_means(network: nn.Module) -> Iterator[None]:
+    """Within the block, take the means of convolutions over the last batch before it, as constants.
+
+    Each output then depends on its own image alone. The means are those of the present weights, applied to the kept batch's
+    mean patch; the layers before have changed since.
+    """
+    layers = [m for m in network.modules() if isinstance(m, MeanSpectralNorm) and not isinstance(m.layer, nn.Linear)]
+    for layer in layers:
+        layer._mean_is_kept = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._mean_is_kept = False
 
 
 class MeanShift(nn.Module):

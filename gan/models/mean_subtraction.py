@@ -50,10 +50,11 @@ def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
 
 
 class MeanSubtractedConvolution(torch.autograd.Function):
-    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x]); E[W * x] is not differentiated. Eq. 7, with the backward pass of Eq. 10.
+    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x], mean patch). Eq. 7, with the backward pass of Eq. 10.
 
-    E[W * x] is W applied to the mean patch: the input that each entry of the kernel sees, averaged over batch and positions.
-    The mean patch is a linear function of the batch's mean image, so the only pass over a large tensor is that average.
+    Only the first output is differentiated. E[W * x] is W applied to the mean patch (kernel, C): the input that each entry of
+    the kernel sees, averaged over batch and positions. The mean patch is a linear function of the batch's mean image, so the
+    only pass over a large tensor is that average.
 
     Backward: let G be the gradient of the output and s its mean per channel. By Eq. 10, the gradients are those of the
     convolution for G - s. The convolution's backward pass is linear, so there are two ways to compute them: subtract s from G
@@ -64,18 +65,22 @@ class MeanSubtractedConvolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> tuple[Tensor, Tensor]:
+    def forward(
+        context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
         patch = windows @ mean_over_processes(summed_image(x, weight.dtype))  # kernel C
-        mean = _apply_to_patch(rounded.to(weight.dtype), patch, arguments)
+        mean = apply_to_patch(rounded.to(weight.dtype), patch, arguments)
         context.save_for_backward(x, weight, m, patch)
         context.arguments = arguments
-        context.mark_non_differentiable(mean)
-        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
+        context.mark_non_differentiable(mean, patch)
+        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean, patch
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        context: Any, gradient: Tensor, _mean: Tensor, _patch: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight, m, patch = context.saved_tensors
         arguments, (need_x, need_weight, *_) = context.arguments, context.needs_input_grad
         if torch.is_grad_enabled():
@@ -157,18 +162,18 @@ def _grouped(weight: Tensor, arguments: ConvolutionArguments) -> Tensor:
     return grouped.transpose(1, 2) if arguments.transposed else grouped
 
 
-def _apply_to_patch(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
+def apply_to_patch(weight: Tensor, patch: Tensor, arguments: ConvolutionArguments) -> Tensor:
     """Return the outputs (outputs,) of the convolution for one ``patch`` (kernel, C)."""
     if arguments.groups == 1:
         matrix = as_matrix(weight, arguments.transposed)[0]
         return matrix @ (patch if _kernel_first(weight, arguments) else patch.T).flatten()
     one = arguments._replace(groups=1)
     parts = zip(weight.chunk(arguments.groups), patch.chunk(arguments.groups, 1), strict=True)
-    return torch.cat([_apply_to_patch(own, seen, one) for own, seen in parts])
+    return torch.cat([apply_to_patch(own, seen, one) for own, seen in parts])
 
 
 def _patch_gradient(weight: Tensor, gradient: Tensor, arguments: ConvolutionArguments) -> Tensor:
-    """Return the gradient of the patch in ``_apply_to_patch``: (kernel, C)."""
+    """Return the gradient of the patch in ``apply_to_patch``: (kernel, C)."""
     if arguments.groups == 1:
         above = as_matrix(weight, arguments.transposed)[0].T @ gradient
         taps = weight.shape[2:].numel()

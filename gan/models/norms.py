@@ -7,21 +7,24 @@ is initialised: every process must then run the same layers on the same number o
 from torch import nn
 
 from gan.models.batch_norm import BatchNorm
-from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm
+from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, kept_means
 from gan.models.spectral_norm import Layer, SpectralNorm, power_iterate, shared_spectral_weights
 
 __all__ = [
-    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "normalize", "normalize_input", "power_iterate",
-    "shared_spectral_weights",
+    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "kept_means", "normalize", "normalize_input",
+    "power_iterate", "shared_spectral_weights",
 ]  # fmt: skip
 
 
-def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differentiable: bool = False) -> nn.Module:
+def normalize(
+    layer: Layer, norm: str, *, output: bool = False, gain: bool = False, twice_differentiable: bool = False
+) -> nn.Module:
     """Return ``layer``, whose weight has been initialised, under ``norm``: none, batch, spectral or mean_spectral.
 
     The mean of a network's ``output`` layer is never subtracted: batch leaves that layer unchanged, and mean_spectral only
     divides its weight by sigma. (With real and fake images in separate batches, both would have the mean logit m.)
-    ``twice_differentiable`` selects implementations with a second derivative, which a gradient penalty needs.
+    ``gain`` gives mean_spectral a learned factor per channel; other norms ignore it. ``twice_differentiable`` selects
+    implementations with a second derivative, which a gradient penalty needs.
 
     Raises ValueError for an unknown norm.
     """
@@ -33,7 +36,7 @@ def normalize(layer: Layer, norm: str, *, output: bool = False, twice_differenti
     if norm == "spectral" or (norm == "mean_spectral" and output):
         return SpectralNorm(layer)
     if norm == "mean_spectral":
-        return MeanSpectralNorm(layer)
+        return MeanSpectralNorm(layer, gain=gain)
     raise ValueError(f"norm {norm!r}: expected none, batch, spectral or mean_spectral")
 
 

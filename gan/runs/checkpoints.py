@@ -19,10 +19,11 @@ from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 from gan.utils.tensor_files import load_tensors
 
 FORMAT = 2
+MILESTONES = "milestones"  # folder of a run for the generators that are kept for ever
 MANIFEST = "checkpoint.json"
 SEAL = "checkpoint.sha256"  # the manifest's checksum, as sha256sum writes it; the manifest holds those of the other files
 StateDict = dict[str, Tensor]
-_UNEVALUATED = "look-pending"  # an empty file, removed after the evaluation: the only file that may disappear later
+_UNEVALUATED = "look-pending"  # an empty file where ``Checkpoint.evaluated`` is false; the only one that may disappear later
 T = TypeVar("T")
 
 
@@ -70,7 +71,7 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
 
 def mark_evaluated(root: Path, step: int) -> None:
-    """Note that samples and scores of the checkpoint of ``step`` are complete."""
+    """Note that samples and scores of the checkpoint of ``step``, if there is one, are complete."""
     (folder_of(root, step) / _UNEVALUATED).unlink(missing_ok=True)
 
 

@@ -11,7 +11,8 @@ from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.environment import environment
-from gan.runs.lock import RunLock, writing_to
+from gan.runs.lock import sign, writing_to
+from gan.runs.metrics import METRICS, PROBES, truncate_metrics
 from gan.utils.errors import UserError
 from gan.utils.files import remove_unfinished, write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, refuse_links
@@ -23,8 +24,8 @@ DIVERGED = "diverged.json"  # the numbers of a run that was stopped because they
 
 
 def resolve(config: C, channels: int, device: torch.device) -> C:
-    """Return ``config`` with the settings that depend on the images and the machine filled in."""
-    config = set_value(config, "data.channels", channels)
+    """Return ``config`` with the settings that depend on the images, the machine and other settings filled in."""
+    config = set_value(config.resolve(), "data.channels", channels)
     if config.training.precision == "auto":
         config = set_value(config, "training.precision", "bf16" if computes_in_bf16(device) else "fp32")
     return config
@@ -52,7 +53,7 @@ def same_settings(config: C) -> C:
     if changed := differences(config, saved):
         raise UserError(
             f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
-            " Set run.name to start another run, or give the old settings to go on with this one."
+            " Set run.name to start another run, or give the old settings to resume this one."
         )
     return config
 
@@ -94,27 +95,27 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
     return None
 
 
-def start_folder(
-    config: RunConfig, images: ImageDataset, accelerator: Accelerator, lock: RunLock | None, step: int, *, evaluated: bool
-) -> None:
-    """Sign the ``lock``, write config.yaml, and add this start to environment.json.
+def start_folder(config: RunConfig, images: ImageDataset, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
+    """Sign the lock, write config.yaml, add this start to environment.json, and remove what the resumed run will write again.
 
-    Where ``step`` has not been ``evaluated``, its scores are removed, since they will be made again.
+    This is every record after the ``checkpoint`` (None: every record), and those of its evaluation where that had not ended.
     """
-    folder = config.folder
+    folder, step = config.folder, checkpoint.step if checkpoint else 0
+    evaluated = checkpoint is not None and checkpoint.evaluated
     record = folder / "environment.json"
     try:
         starts = list(parse_json(read_file(record, MAX_JSON))["starts"]) if record.exists() else []
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to go on without its record.") from None
+        raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to resume without it.") from None
     starts.append(environment(config, images, accelerator, step))
     with writing_to(folder):
-        if lock is not None:
-            lock.sign()
+        sign(folder)
         remove_unfinished(folder)
         remove_unfinished(folder / "samples")
         (folder / DIVERGED).unlink(missing_ok=True)
         checkpoints.complete_replacement(folder / "best")
         scores.forget_training_after(folder, step if evaluated else step - 1)
+        truncate_metrics(folder / METRICS, step, evaluated=evaluated)
+        truncate_metrics(folder / PROBES, step)
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())

@@ -11,7 +11,8 @@ from gan.models.build import build_discriminator, build_generator
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
 from gan.runs.folder import resolve, saved_config
-from gan.runs.loggers import METRICS, last_values
+from gan.runs.metrics import METRICS, last_values
+from gan.utils.command_lines import command_line
 from gan.utils.settings import C, check_processes, differences, keep_resolved, to_yaml
 
 
@@ -39,7 +40,7 @@ def _prospects(config: C, saved: C | None) -> list[str]:
     if saved is not None and (changed := differences(config, saved)):
         lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
     elif found := checkpoints.steps(config.folder / "checkpoints"):
-        lines.append(f"goes on from:   {found[-1]}")
+        lines.append(f"resumes from:   {found[-1]}")
     return lines + [f"warning:        {warning}" for warning in config.warnings()]
 
 
@@ -61,8 +62,8 @@ def describe_gan(config: GanConfig, accelerator: Accelerator) -> str:
     generator, discriminator = trainable_parameters(build_generator(config)), trainable_parameters(build_discriminator(config))
     steps, d_updates = config.training.steps, config.training.steps * config.training.d_steps
     facts = {
-        "generator": f"{generator:,} parameters ({config.model.generator.norm})",
-        "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.norm})",
+        "generator": f"{generator:,} parameters ({config.model.generator.describe_norms()})",
+        "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.describe_norms()})",
         "steps": f"{steps:,} G updates, {d_updates:,} D updates, {d_updates * config.training.batch_size:,} real images",
     }
     return description(config, saved, accelerator, facts)
@@ -74,7 +75,7 @@ def summarize_gan(config: GanConfig) -> str:
     last = last_values(folder / METRICS, "d_loss", "g_loss")
     losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
     facts = {"pictures": f"{folder / 'samples'}", "metrics": f"{folder / METRICS}{losses}", **_scores(folder)}
-    return summary(folder, facts, f"python -m gan sample {folder} --out grid.png --count 64 --seed 0")
+    return summary(folder, facts, command_line("gan", "sample", folder, "--out", "grid.png", "--count", 64, "--seed", 0))
 
 
 def _scores(folder: Path) -> dict[str, str]:

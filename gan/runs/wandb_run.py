@@ -3,13 +3,13 @@
 import logging
 import os
 import secrets
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class WandbRun:
             log.warning(f"wandb failed ({first_line(error)}). Training goes on, recorded in its own files alone.")
 
     def close(self) -> None:
-        """End the recording, wait at most END seconds for the upload, and log the command that uploads what is missing."""
+        """End the recording, wait at most END seconds for the upload, and log the commands that upload what is missing."""
         reason = ""
         try:
             if self._run is not None:
@@ -89,9 +89,9 @@ class WandbRun:
             reason = f" ({first_line(error)})"
         with suppress(Exception):
             library().teardown()  # at the interpreter's exit, wandb would print a traceback if its process has ended
-        parts = sorted((self._folder / "wandb").glob(f"*run-*-{escape(self._id)}"))
-        if parts:
-            # wandb does not report what its server refuses after the start, so the command is always given. Without the flag,
-            # `wandb sync` leaves out what began online.
-            command = " ".join(["wandb sync --include-online", *(shlex.quote(str(part.resolve())) for part in parts)])
+        # wandb does not report what its server refuses after the start, so the commands are always given. Each uploads the part
+        # of one process: `wandb sync` ignores the parts that follow one that a kill cut off. Without the flag, it leaves out
+        # what began online.
+        for part in sorted((self._folder / "wandb").glob(f"*run-*-{escape(self._id)}")):
+            command = command_line("wandb", "sync", "--include-online", part.resolve())
             log.info(f"wandb: what its server does not have{reason} can be uploaded by: {command}")

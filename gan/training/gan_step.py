@@ -1,11 +1,13 @@
 """One training step of a GAN, in the order in which it happens: D's updates with their penalty, G's update, G's average."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
-from gan.models.norms import power_iterate, shared_spectral_weights
+from gan.models.norms import kept_means, power_iterate, shared_spectral_weights
 from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import GanState, set_learning_rates, update_ema
 
@@ -32,7 +34,7 @@ def update_discriminator(state: GanState, real: Tensor, fake: Tensor, update: in
     """Take one D update on this process's ``real`` and ``fake``, (B, C, H, W) each. ``update`` counts those of the whole run."""
     config, discriminator, parts = context.config, state.discriminator, context.config.training.accumulation
     # One batch is faster, and the same function unless the norm mixes images.
-    joint = config.training.d_batches == "joint" or not config.mixes_images
+    joint = config.training.d_batches != "separate" or not config.mixes_images
     epsilon = context.mixing_weights(update) if config.loss.name == "wgan-gp" else real.new_zeros(len(real))
     metrics: Metrics = {}
     power_iterate(discriminator)
@@ -72,7 +74,9 @@ def update_generator(state: GanState, real: Tensor, step: int, context: GanConte
             if with_real:
                 _, logits = discriminator_logits(state.discriminator, r, fake, joint=True)
             else:
-                logits = state.discriminator(fake)
+                kept = config.training.d_batches == "joint_kept"
+                with kept_means(state.discriminator) if kept else nullcontext():
+                    logits = state.discriminator(fake)
         loss = generator_loss(config.loss.name, logits.to(context.dtype))
         (loss / parts).backward()
         _accumulate(metrics, "g_loss", loss, parts)

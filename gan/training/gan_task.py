@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,7 +16,8 @@ from gan.inference import sampling
 from gan.inference.images import encode, grid
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.loggers import METRICS, Tracker, last_values
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import METRICS, last_values
 from gan.runs.scores import Score
 from gan.training import health
 from gan.training.context import GanContext, Metrics
@@ -103,13 +105,16 @@ class GanTask:
         return {"d_chance_steps": steps}
 
     def should_evaluate(self, step: int) -> bool:
-        return self._samples_due(step) or self._score_due(step)
+        return self._samples_due(step) or self._score_due(step) or self._milestone_due(step)
 
     def _samples_due(self, step: int) -> bool:
         return due(step, self.config.samples.every, self.config.training.steps)
 
     def _score_due(self, step: int) -> bool:
         return due(step, self.config.evaluation.every, self.config.training.steps)
+
+    def _milestone_due(self, step: int) -> bool:
+        return step > 0 and due(step, self.config.checkpoint.milestones, self.config.training.steps)
 
     def evaluate(self, step: int, tracker: Tracker | None, check_stop: Callable[[], None]) -> None:
         if self._score_due(step) and self.scorer is not None:
@@ -118,14 +123,20 @@ class GanTask:
                 self._save_score(score, step, tracker)
         if self._samples_due(step) and tracker is not None:
             self._warn_of_collapse(self._save_samples(step, tracker), step, tracker)
+        if self._milestone_due(step) and tracker is not None:
+            self._save_generator(checkpoints.folder_of(self.config.folder / checkpoints.MILESTONES, step), step)
+
+    def _save_generator(self, folder: Path, step: int) -> None:
+        """Replace ``folder`` by the generator alone, ready for ``load_generator``."""
+        name = "generator" if self.state.generator_ema is None else "ema"
+        checkpoints.replace_weights(folder, step, {name: self.state.best_generator.state_dict()}, to_yaml(self.config))
 
     def _save_score(self, score: Score, step: int, tracker: Tracker) -> None:
         """Record ``score``, and keep the generator as best/ if no earlier score of its kind was better."""
-        folder, state = self.config.folder, self.state
+        folder = self.config.folder
         best = scores.best_distance(folder, score.record["series"])
         if best is None or score.distance < best:
-            name = "generator" if state.generator_ema is None else "ema"
-            checkpoints.replace_weights(folder / "best", step, {name: state.best_generator.state_dict()}, to_yaml(self.config))
+            self._save_generator(folder / "best", step)
         # After the weights: a run killed between the two scores this step again and replaces them by the same weights.
         scores.append(folder, score.record)
         tracker.log(step, score.curves)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from typing import Protocol, TypeVar
 
 from accelerate import Accelerator
@@ -12,15 +12,15 @@ from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import is_run, open_run, same_settings, start_folder
-from gan.runs.lock import RunLock
+from gan.runs.lock import lock_run
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
 from gan.training.health import DivergenceMonitor
 from gan.training.recorder import Recorder
-from gan.utils.distributed import StopRequest, agree_on_errors, on_all_in_turn, on_main
+from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main
 from gan.utils.errors import UserError, first_line
-from gan.utils.progress import Progress
-from gan.utils.settings import C, RunConfig, check_processes, flatten
+from gan.utils.progress import progress
+from gan.utils.settings import C, RunConfig, check_processes
 
 log = logging.getLogger(__name__)
 I = TypeVar("I", bound=ImageDataset)  # noqa: E741
@@ -79,7 +79,8 @@ def run_training(
         # Settings, images and the run's folder, which is locked before it is read. Nothing is written yet.
         config, images = _load(config, accelerator, load_images)
         resuming = on_main(accelerator, lambda: is_run(config.folder))
-        lock = _lock(config, accelerator, stack) if resuming else None
+        if resuming:
+            _lock(config, accelerator, stack)
         config, checkpoint = on_main(accelerator, lambda: _open(config, images, accelerator))
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
         evaluated = checkpoint is not None and checkpoint.evaluated
@@ -93,33 +94,34 @@ def run_training(
                 _restore(task, checkpoint, config)
 
         # Records. From here on the run's folder is written to.
-        lock = lock if resuming else _lock(config, accelerator, stack)
-        on_main(accelerator, lambda: start_folder(config, images, accelerator, lock, start, evaluated=evaluated))
-        tracker = stack.enter_context(_open_tracker(config, accelerator, start, evaluated))
+        if not resuming:
+            _lock(config, accelerator, stack)
+        on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint))
+        main = accelerator.is_main_process
+        tracker = on_all(accelerator, lambda: stack.enter_context(Tracker(config, start)) if main else None)
         stop = stack.enter_context(StopRequest(accelerator))
-        progress = stack.enter_context(Progress(start, last, "step", shown=accelerator.is_main_process))
+        bar = stack.enter_context(progress(last, "step", start=start, shown=main))
         recorder = Recorder(task, config, accelerator, tracker, stop, saved=start)
         monitor = DivergenceMonitor(accelerator.device, config.health.max_grad_norm)
         _announce(config, images, accelerator, start, last)
 
-        if not evaluated and task.should_evaluate(start) and not recorder.evaluate(start):
+        if not evaluated and not recorder.evaluate(start):
             return recorder.stopped(start)
-        recorder.mark_evaluated(start)
         for step in range(start + 1, last + 1):
             metrics = task.step(step - 1)
             monitor.note(step, metrics)
-            stopping, evaluated = stop.agreed(), True
+            stopping = stop.agreed()
             logging_due, saving_due = due(step, config.tracking.every, last), due(step, config.checkpoint.every, last)
             evaluation_due = task.should_evaluate(step)
             if logging_due or saving_due or evaluation_due or stopping:
                 recorder.require_healthy(monitor, step)
-            shown = recorder.log(step, metrics) if logging_due else ""
+            if logging_due:
+                bar.set_postfix_str(recorder.log(step, metrics), refresh=False)
             if evaluation_due:
-                evaluated = recorder.evaluate(step)
-                stopping = stopping or not evaluated
+                stopping = not recorder.evaluate(step) or stopping
             if saving_due or stopping:
-                recorder.save(step, evaluated=evaluated)
-            progress.advance(shown)
+                recorder.save(step)
+            bar.update()
             if stopping:
                 return recorder.stopped(step)
     return 0
@@ -137,7 +139,7 @@ def _load(config: C, accelerator: Accelerator, load_images: Callable[[], I]) -> 
     """Check the settings against the processes and the run's folder, then load the images, the same on every process."""
     with agree_on_errors(accelerator):
         check_processes(config, accelerator.num_processes)
-        check_trackers(wandb=config.tracking.wandb, tensorboard=config.tracking.tensorboard)
+        check_trackers(config.tracking)
     config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded
     images = on_all_in_turn(accelerator, load_images)
     fingerprints = set(gather_object([images.fingerprint]))
@@ -156,13 +158,11 @@ def _open(config: C, images: I, accelerator: Accelerator) -> tuple[C, Checkpoint
     return config, checkpoint
 
 
-def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> RunLock | None:
+def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None:
     """Lock the run's folder until ``stack`` ends, on the main process."""
-    lock = None
     with agree_on_errors(accelerator):
         if accelerator.is_main_process:
-            lock = stack.enter_context(closing(RunLock(config.folder)))
-    return lock
+            stack.enter_context(lock_run(config.folder))
 
 
 def _restore(task: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -174,24 +174,6 @@ def _restore(task: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> N
             f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
             " Restore the folder from a copy."
         ) from None
-
-
-def _open_tracker(config: RunConfig, accelerator: Accelerator, start: int, evaluated: bool) -> Tracker | nullcontext[None]:
-    """Open the run's records on the main process."""
-    tracker: Tracker | nullcontext[None] = nullcontext()
-    with agree_on_errors(accelerator):
-        if accelerator.is_main_process:
-            tracking = config.tracking
-            tracker = Tracker(
-                config.folder,
-                start,
-                evaluated=evaluated,
-                settings=dict(flatten(config)),
-                wandb=tracking.wandb,
-                project=tracking.wandb_project,
-                tensorboard=tracking.tensorboard,
-            )
-    return tracker
 
 
 def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:

@@ -38,6 +38,7 @@ class Recorder:
     tracker: Tracker | None
     stop: StopRequest
     saved: int  # the step of the newest checkpoint; 0: none
+    evaluated: bool = True  # False from a stop during an evaluation on
     throughput: "Throughput" = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,30 +56,27 @@ class Recorder:
         return self.task.headline(values)
 
     def evaluate(self, step: int) -> bool:
-        """Evaluate the task. Return False where the run was asked to stop before the evaluation had ended."""
+        """Evaluate the task where that is due. Return False where the run was asked to stop before the evaluation had ended."""
         began = time.monotonic()
         try:
             with self._disk_errors_as_user_errors():
-                self.task.evaluate(step, self.tracker, self.stop.check)
+                if self.task.should_evaluate(step):
+                    self.task.evaluate(step, self.tracker, self.stop.check)
+                if self.tracker is not None:
+                    checkpoints.mark_evaluated(self.config.folder / "checkpoints", step)
         except StopAskedError:
-            return False
-        finally:
-            self.throughput.exclude(time.monotonic() - began)
-        return True
+            self.evaluated = False
+        self.throughput.exclude(time.monotonic() - began)
+        return self.evaluated
 
-    def mark_evaluated(self, step: int) -> None:
-        """Note that the checkpoint of ``step``, if there is one, has been evaluated."""
-        if step:
-            on_main(self.accelerator, lambda: checkpoints.mark_evaluated(self.config.folder / "checkpoints", step))
-
-    def save(self, step: int, *, evaluated: bool) -> None:
+    def save(self, step: int) -> None:
         """Save a checkpoint, after the records that lead to it are on the disk."""
 
         def write() -> None:
             assert self.tracker is not None
             with self._disk_errors_as_user_errors():
                 self.tracker.flush()
-                snapshot = replace(self.task.snapshot(step), evaluated=evaluated)
+                snapshot = replace(self.task.snapshot(step), evaluated=self.evaluated)
                 checkpoints.save(self.config.folder / "checkpoints", snapshot, keep=self.config.checkpoint.keep)
 
         on_main(self.accelerator, write)

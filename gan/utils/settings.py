@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -108,6 +108,10 @@ class RunConfig:
     def micro_batches(self) -> int:
         """Number of parts in which each process computes its share of a batch."""
         return 1
+
+    def resolve(self) -> Self:
+        """Return these settings with those filled in that depend on other settings."""
+        return self
 
     def changeable(self) -> set[str]:
         """Return the keys that a continuation of this run may change."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_resume import STEPS
+from tests.training.test_resume import STEPS
 
 Tiny = Callable[..., list[str]]
 Capsys = pytest.CaptureFixture[str]

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -253,12 +252,6 @@ def npz(path: Path, **members: bytes) -> Path:
 def pickled_npy(folder: Path) -> bytes:
     """An array of objects whose pickle runs code."""
     return npy("(1,)", "|O", pickle.dumps([Code(folder)]))
-
-
-def plain_npz(path: Path, size: int = 1280) -> Path:
-    """Statistics that are none a stranger's, for a command to succeed with."""
-    np.savez(path, mu=np.zeros(size), sigma=np.eye(size))
-    return path
 
 
 def terminal_codes(text: str) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 from gan.runs import checkpoints
 from tests.conftest import TINY
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 from tests.workers import in_process, train_on_a_slow_disk, train_to_the_end
 
 STEPS = ["training.steps=40", "checkpoint.every=2", "checkpoint.keep=2", "samples.every=10", "training.batch_size=4"]

@@ -20,10 +20,8 @@ from tests.faults.damages import Damage, contents
 from tests.faults.worlds import Outcome, World, called
 from tests.small import small_extractor
 
-pytestmark = pytest.mark.slow
-FEW = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=10)
-MANY = settings(FEW, max_examples=300)
-SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.faults)]
+pytestmark = pytest.mark.faults
+MANY = settings(suppress_health_check=list(HealthCheck), phases=[Phase.generate], max_examples=300)
 WORDS = ["--extractor", "efficientnet-lite0", "--cpu", "--json"]
 D = 12  # features of the small extractor
 Arrays = dict[str, Any]
@@ -119,9 +117,7 @@ def tell(capsys: pytest.CaptureFixture[str], fates: Counter[Any]) -> None:
         print("\n    " + ", ".join(f"{fate}: {count}" for fate, count in sorted(fates.items(), key=str)))
 
 
-@pytest.mark.parametrize("size", SIZES)
 def test_any_statistics_file_gives_a_finite_distance_or_one_line(
-    size: settings,
     gans: World,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -150,7 +146,7 @@ def test_any_statistics_file_gives_a_finite_distance_or_one_line(
     damage = st.none() | st.builds(Damage, st.sampled_from(["flip", "truncate"]), other=st.integers(0, 7), where=st.floats(0, 1))
     whole = st.just({"mu": moments(0).mean, "sigma": moments(0).covariance})
     commands = st.sampled_from(["images", "score"])
-    size(given(st.one_of(arrays_of(), arrays_of(), whole), damage, commands)(try_them))()
+    MANY(given(st.one_of(arrays_of(), arrays_of(), whole), damage, commands)(try_them))()
     tell(capsys, fates)
     assert len(fates) == 4
 
@@ -159,9 +155,7 @@ def _score(world: World, *more: str) -> list[str]:
     return ["score", str(world.run), "--protocol", "quick", *WORDS, *more]
 
 
-@pytest.mark.parametrize("size", SIZES)
 def test_any_record_of_scores_is_used_or_told_in_one_line(
-    size: settings,
     gans: World,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -180,14 +174,12 @@ def test_any_record_of_scores_is_used_or_told_in_one_line(
 
     for_each = st.integers(0, len(lines) - 1).flatmap(lambda i: st.tuples(st.just(i), changed_json(lines[i])))
     commands = st.sampled_from(["score", "table2", "train on"])
-    size(given(for_each, commands)(lambda one, command: try_it(*one, command)))()
+    MANY(given(for_each, commands)(lambda one, command: try_it(*one, command)))()
     tell(capsys, fates)
     assert {fate[-1] for fate in fates} == {"0", "2"}
 
 
-@pytest.mark.parametrize("size", SIZES)
 def test_any_damage_to_kept_features_changes_no_score(
-    size: settings,
     gans: World,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -213,4 +205,4 @@ def test_any_damage_to_kept_features_changes_no_score(
 
     kinds = st.sampled_from(["remove", "truncate", "flip", "empty", "copy", "swap"])
     places = st.integers(0, 9)
-    size(given(st.builds(Damage, kinds, places, places, st.floats(0, 1), st.just("copy")))(try_it))()
+    MANY(given(st.builds(Damage, kinds, places, places, st.floats(0, 1), st.just("copy")))(try_it))()

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +66,10 @@ def in_zip(*entries: tuple[bytes, bytes, int, int, int]) -> Attack:
     return lambda world: train_on(hostile.raw_zip(world / "a.zip", entries))
 
 
+def zeros_in_zip(claimed: int) -> Attack:
+    return lambda world: in_zip((b"a.png", hostile.deflated_zeros(2**34)[0], 8, claimed, 0))(world)
+
+
 def checkpoint(name: str, content: Callable[[Path], bytes], words: Callable[[Path], list[str]] = go_on) -> Attack:
     """Puts a file into all checkpoints of the run, with right checksums."""
 
@@ -95,10 +97,6 @@ def configuration(text: str) -> Attack:
         return ["train.py", "--config", str(world / "x.yaml")]
 
     return make
-
-
-def statistics(**members: bytes) -> Attack:
-    return lambda world: compare(npz(world / "x.npz", **members))
 
 
 def weights(content: Callable[[Path], bytes]) -> Attack:
@@ -137,11 +135,6 @@ def device(world: Path) -> list[str]:
     return train_on(world / "images")
 
 
-def loop(world: Path) -> list[str]:
-    (world / "images" / "9.png").symlink_to("9.png")
-    return train_on(world / "images")
-
-
 def endless(world: Path) -> list[str]:
     for folder in (world / "runs" / "run" / "checkpoints").iterdir():
         (folder / "optimizers.pt").unlink()
@@ -165,29 +158,22 @@ PIXELS = png_chunk(b"IDAT", zlib.compress(bytes(32 * (32 * 3 + 1))))
 GOOD = png(32, 32, PIXELS)
 EYE = np.eye(1280)
 MEAN, SIGMA = npy("(1280,)", data=bytes(1280 * 8)), npy("(1280, 1280)", data=EYE.tobytes())
-ZEROS, _ = hostile.deflated_zeros(2**34)
 BOMB_YAML = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 HEADER = b'{"layers.0.0.weight":{"dtype":"F32","shape":[%d],"data_offsets":[%d,%d]}%s}'
-OVERLAP = HEADER % (4, 0, 16, b',"b":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}')
 ANOTHER = safetensors_file(HEADER % (4, 0, 16, b""), bytes(16))
 NONE_LEFT = "no whole checkpoint"
 
 # What is done, and words of the line that must come.
 ATTACKS: dict[str, tuple[Attack, str]] = {
-    **{f"60,000 x 60,000 as {ending}": (image(f"9.{ending}", head(60_000, 60_000)), "exceeds limit")
-       for ending, head in hostile.HEADERS.items() if ending != "webp"},
-    "100 million pixels": (image("9.png", hostile.HEADERS["png"](10_000, 10_000)), "exceeds limit"),
+    "60,000 x 60,000": (image("9.png", hostile.HEADERS["png"](60_000, 60_000)), "exceeds limit"),
     "a profile of 300 MB": (
-        image("9.png", png(32, 32, png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300 * MIB))), PIXELS)), "too large"),
+        lambda world: image("9.png", png(32, 32, png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300 * MIB))), PIXELS))(world),
+        "too large"),
     "a pipe among the images": (pipe, "a pipe or a device"),
     "a device among the images": (device, "a pipe or a device"),
-    "a link to itself among the images": (loop, "cannot be read"),
     "ten million entries": (lambda world: train_on(hostile.many_entries(world / "a.zip", 10**7)), "table of contents"),
-    "a bzip2 entry": (in_zip((b"a.png", bytes(1000), 12, 100, 0)), "method 12"),
-    "an lzma entry": (in_zip((b"a.png", bytes(1000), 14, 100, 0)), "method 14"),
-    "an entry that unpacks to 16 GB and claims 100 bytes": (in_zip((b"a.png", ZEROS, 8, 100, 0)), "a.zip: a.png"),
-    "an entry that unpacks to 16 GB": (in_zip((b"a.png", ZEROS, 8, 2**34, 0)), "are no image"),
-    "an encrypted entry": (in_zip((b"a.png", GOOD, 0, len(GOOD), 1)), "encrypted"),
+    "an entry that unpacks to 16 GB and claims 100 bytes": (zeros_in_zip(100), "a.zip: a.png"),
+    "an entry that unpacks to 16 GB": (zeros_in_zip(2**34), "are no image"),
     "a name with terminal codes": (in_zip((b"\x1b[31m\nerror: x\r.png", b"?", 0, 1, 0)), "not an image"),
     "a path outside": (in_zip((b"../../evil.png", b"?", 0, 1, 0)), "not an image"),
     "code in optimizers.pt": (checkpoint("optimizers.pt", lambda world: saved({"generator": Code(world)})), NONE_LEFT),
@@ -195,8 +181,6 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "other values in optimizers.pt": (checkpoint("optimizers.pt", lambda _: saved({"generator": 1})), "does not fit"),
     "a safetensors header of 2^60 bytes": (
         checkpoint("ema.safetensors", lambda _: safetensors_file(b"{}", length=2**60)), NONE_LEFT),
-    "safetensors that overlap": (
-        checkpoint("ema.safetensors", lambda _: safetensors_file(OVERLAP, bytes(24))), NONE_LEFT),
     "safetensors beyond the file": (
         checkpoint("ema.safetensors", lambda _: safetensors_file(HEADER % (2**40, 0, 2**42, b""))), NONE_LEFT),
     "safetensors of another network": (
@@ -207,38 +191,22 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
         manifest(lambda text: text.replace('"ema.safetensors"', '"../../../../images/0.png"')), NONE_LEFT),
     "a manifest of a file of an exabyte": (
         manifest(lambda text: re.sub(r'"bytes": \d+', '"bytes": 1' + "0" * 18, text)), NONE_LEFT),
-    "a manifest with a number beyond all": (
-        manifest(lambda text: text.replace('"bytes": ', '"bytes": 1e999, "size": ')), NONE_LEFT),
     "a manifest nested too deep": (manifest(lambda _: "[" * 10**6), NONE_LEFT),
-    "a manifest that is a list": (manifest(lambda _: "[1]"), NONE_LEFT),
-    "a configuration of a network without bound": (
-        checkpoint("config.yaml", lambda world: (world / "runs/run/config.yaml").read_bytes().replace(
-            b"channels: 4", b"channels: 100000"), sample), "must be at most 8,192"),
     "a configuration of a huge network": (
         checkpoint("config.yaml", lambda world: (world / "runs/run/config.yaml").read_bytes().replace(
             b"channels: 4", b"channels: 8192"), sample), "weights do not fit"),
     "a configuration with a tag, sampled": (
         checkpoint("config.yaml", lambda _: b"seed: !!python/name:os.system\n", sample), "tags"),
     "billion laughs": (configuration(BOMB_YAML), "anchors"),
-    "code in YAML": (configuration("seed: !!python/object/apply:os.system ['touch canary']\n"), "tags"),
-    "the environment in YAML": (configuration("run: {name: '${oc.env:HOME}'}\n"), "not looked up"),
     "100 MB of YAML": (configuration("# comment\n" * 10**7), "at most 65,536"),
-    "nested YAML": (configuration("seed: " + "[" * 30_000), "nested 21 deep"),
     "statistics with code": (
         lambda world: compare(npz(world / "x.npz", mu=hostile.pickled_npy(world), sigma=SIGMA)), "no statistics file"),
     "statistics that unpack to 100 GB": (packed_bomb, "no statistics file"),
-    "statistics that claim 100 GB": (statistics(mu=npy("(13421772800,)"), sigma=SIGMA), "no statistics file"),
-    "statistics with a negative shape": (statistics(mu=npy("(-1280,)", data=bytes(1280 * 8)), sigma=SIGMA), "no statistics file"),
     "statistics of ten million entries": (
         lambda world: compare(hostile.many_entries(world / "x.npz", 10**7)), "no statistics file"),
     "weights with code": (weights(lambda world: saved({"a": Code(world)})), "not a state_dict"),
-    "weights with code, as before torch 1.6": (
-        weights(lambda world: saved({"a": Code(world)}, _use_new_zipfile_serialization=False)), "not a state_dict"),
     "scores nested too deep": (record("scores.jsonl", b"[" * 10**6 + b"\n", table2), "is not a score"),
-    "scores without scores": (
-        record("scores.jsonl", b'{"step": 1, "protocol": "a", "source": "a", "series": "a"}\n', table2), "is not a score"),
     "starts nested too deep": (record("environment.json", b"[" * 10**6, go_on), "damaged"),
-    "starts that are a number": (record("environment.json", b'{"starts": 3}', go_on), "damaged"),
     "a link in the run's folder": (link, "a link"),
     "pictures that are none": (animation, "exceeds limit"),
 }  # fmt: skip
@@ -270,21 +238,6 @@ def test_the_largest_image_that_is_read_stays_within_two_gigabytes(world: Path) 
     assert outcome.peak < 2000, f"{outcome.peak} MiB"
 
 
-def test_a_hostile_cache_is_made_again_by_the_command_that_meets_it(world: Path) -> None:
-    words = ["eval", "reference", str(world / "images"), "--out", str(world / "x.npz"), *SCORE]
-    assert command(world, *words).code == 0
-    first = (world / "x.npz").read_bytes()
-    (part,) = (world / "cache").rglob("*.npz")
-    for hostile_part in (npz(world / "part", features=hostile.pickled_npy(world)), hostile.many_entries(world / "many", 10**6)):
-        shutil.copy(hostile_part, part)
-        outcome = command(world, *words)
-        assert outcome.code == 0, outcome
-        assert any("is damaged and is made again" in line for line in outcome.lines)
-        assert (world / "x.npz").read_bytes() == first
-        assert outcome.peak < MOST, f"{outcome.peak} MiB"
-    assert not list(world.parent.rglob(hostile.CANARY))
-
-
 def test_hostile_records_of_a_study_are_refused(world: Path) -> None:
     study = world / "study"
     small = ["training.epochs=1", "data.train_images=64", "data.test_images=64", "probes.every=1"]
@@ -299,13 +252,3 @@ def test_hostile_records_of_a_study_are_refused(world: Path) -> None:
             assert len(outcome.errors) == 1
             assert f"{name}: a damaged line" in outcome.errors[0]
         (study / "run" / name).write_bytes(whole)
-
-
-def test_a_zip_whose_names_point_outside_is_read_and_written_nowhere(world: Path) -> None:
-    with zipfile.ZipFile(world / "a.zip", "w") as archive:
-        for index, name in enumerate(("../../evil.png", "/absolute-evil.png", "c:\\evil.png", "a/../../evil2.png")):
-            archive.writestr(name, png(32, 32, png_chunk(b"IDAT", zlib.compress(struct.pack("B", index) * 32 * (32 * 3 + 1)))))
-    outcome = command(world, *compare(world / "a.zip"))
-    assert outcome.code in (0, 2), outcome
-    assert not list(world.parent.rglob("*evil*"))
-    assert not Path("/absolute-evil.png").exists()

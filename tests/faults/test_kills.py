@@ -17,7 +17,7 @@ from tests.faults.common import BETTER, Capsys, Tiny, cached, empty_cache, nothi
 from tests.study.common import DIGITS, study
 from tests.study.common import TINY as TINY_STUDY
 from tests.study.common import contents as study_contents
-from tests.test_resume import calm, contents
+from tests.training.test_resume import calm, contents
 from tests.workers import (
     ENDED,
     in_process,

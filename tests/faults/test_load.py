@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tqdm.std
 from accelerate import Accelerator
 from PIL import Image
 
@@ -22,8 +23,10 @@ from benchmarks.alternating import peak_memory
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset, load_images
 from gan.inference.images import encode
+from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.loggers import Tracker, last_values
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import last_values
 from gan.training.context import Metrics
 from gan.training.loop import run_training
 from gan.utils import cli
@@ -59,12 +62,11 @@ class LightWork:
         images: ImageDataset,
         on_step: Callable[[int], None],
         on_look: Callable[[int], None] | None = None,
-        numbers: int = 1000,
     ) -> None:
         """``on_step`` is called with each step's number; ``on_look``, if there is one, after every 1,000 of them."""
         self.config, self.images, self.on_step, self.on_look = config, images, on_step, on_look
         self.total = config.training.steps
-        self.weights = torch.arange(numbers, dtype=torch.float32)
+        self.weights = torch.arange(1000, dtype=torch.float32)
         names = ("d_loss", "g_loss", "d_real", "d_fake", "d_grad_norm", "g_grad_norm")
         self.metrics = {name: torch.tensor(0.5) for name in names}
 
@@ -208,20 +210,6 @@ def test_ten_times_as_many_images_take_at_most_ten_times_as_long_and_bounded_mem
 
 # Lines
 
-LINES = (2_000, 20_000)
-
-
-def write_many_lines(arguments: list[str], report: Path) -> None:
-    held: dict[int, float] = {}
-
-    def on_step(number: int) -> None:
-        if number in LINES:
-            held[number] = memory()
-
-    seconds = train_lightly(arguments, on_step)
-    report.write_text(json.dumps({"seconds": seconds, "mb": list(held.values())}))
-    os._exit(0)
-
 
 class Reader:
     """Reads the lines of a file while it is written, as a monitor would, and parses each."""
@@ -238,26 +226,6 @@ class Reader:
             self.looks += 1
             self.steps += [json.loads(line)["step"] for line in lines]
         return False  # never stop the process that is watched
-
-
-def test_ten_thousand_lines_a_minute_are_readable_at_any_time_in_flat_memory(tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
-    reader = Reader(tmp_path / "runs" / "tiny" / "metrics.jsonl")
-    arguments = tiny("training.steps=20001", "checkpoint.every=500")  # some before the first look at the memory
-    assert in_process(write_many_lines, arguments, tmp_path / "report", kill_when=reader) == 0
-    reader()
-    found = report_of(tmp_path / "report")
-    a_minute = 60 * 20_001 / found["seconds"]
-    few, many = found["mb"]
-    tell(
-        capsys,
-        f"{a_minute:,.0f} lines a minute, read {reader.looks} times meanwhile; memory {few:.1f} MB after {LINES[0]:,} lines,"
-        f" {many:.1f} MB after {LINES[1]:,}",
-    )
-    assert reader.steps == [-1, *range(1, 20_002)]
-    assert reader._rest == b""
-    assert reader.looks > 100
-    assert a_minute > 10_000
-    assert many - few < 2
 
 
 def go_on_measured(arguments: list[str], report: Path) -> None:
@@ -311,52 +279,6 @@ def test_a_run_with_a_million_lines_starts_in_linear_time_and_flat_memory(place:
     assert many[2]["mb"] < few[2]["mb"] + 1.1 * size  # the file itself, which the system may take back
 
 
-# Checkpoints
-
-KEEP = 3
-
-
-def save_often(arguments: list[str], report: Path) -> None:
-    times, held = [], []
-
-    def on_step(number: int) -> None:
-        if number % 50 == 0:  # often, so that what waits to be freed does not make the process larger meanwhile
-            held.append(memory())
-        times.append(time.monotonic())
-
-    train_lightly(arguments, on_step, None, 250_000)
-    report.write_text(json.dumps({"seconds": np.diff(times).tolist(), "mb": held}))
-    os._exit(0)
-
-
-def test_five_hundred_checkpoints_never_are_more_than_one_too_many_and_cost_the_same(
-    tmp_path: Path, tiny: Tiny, capsys: Capsys
-) -> None:
-    root, seen = tmp_path / "runs" / "tiny" / "checkpoints", []
-
-    def watch() -> bool:
-        if root.exists():
-            # By step: a listing may hold a folder that is being renamed under both of its names.
-            seen.append(len({path.name.rpartition("-")[2] for path in root.iterdir()}))
-        return False
-
-    arguments = tiny("training.steps=501", "checkpoint.every=1", f"checkpoint.keep={KEEP}")
-    assert in_process(save_often, arguments, tmp_path / "report", kill_when=watch) == 0
-    found = report_of(tmp_path / "report")
-    early, late = (float(np.median(found["seconds"][part])) for part in (slice(10, 110), slice(-100, None)))
-    few, many = found["mb"][1], found["mb"][-1]
-    tell(
-        capsys,
-        f"500 checkpoints, keep={KEEP}: at most {max(seen)} folders in {len(seen):,} looks; a save takes {1000 * early:.1f} ms"
-        f" at first and {1000 * late:.1f} ms at last; memory {few:.1f} MB after 50, {many:.1f} MB after 500",
-    )
-    assert max(seen) == KEEP + 1
-    assert len(seen) > 1000
-    assert sorted(path.name for path in root.iterdir()) == [f"step-{step:08d}" for step in (499, 500, 501)]
-    assert late < 2 * early
-    assert many - few < 3
-
-
 # A day
 
 DAY = 24 * 3600
@@ -368,7 +290,7 @@ def train_for_a_day(arguments: list[str], report: Path, errors: Path) -> None:
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     now, held = 0.0, {}
     really = time.perf_counter()
-    time.monotonic = lambda: now  # type: ignore[assignment]
+    time.monotonic = tqdm.std.time = lambda: now  # type: ignore[assignment]
 
     def on_step(number: int) -> None:
         nonlocal now
@@ -394,17 +316,30 @@ def seconds_of(clock: str) -> int:
     return total
 
 
-def test_a_day_keeps_its_memory_flat_and_its_clock_right(tmp_path: Path, tiny: Tiny, capsys: Capsys) -> None:
+def test_a_day_keeps_its_memory_flat_its_lines_whole_its_checkpoints_few_and_its_clock_right(
+    tmp_path: Path, tiny: Tiny, capsys: Capsys
+) -> None:
     arguments = tiny(f"training.steps={STEPS}", "tracking.every=10", "checkpoint.every=1000", "checkpoint.keep=3")
-    assert in_process(train_for_a_day, arguments, tmp_path / "report", tmp_path / "errors") == 0
-    run, found = tmp_path / "runs" / "tiny", report_of(tmp_path / "report")
+    run = tmp_path / "runs" / "tiny"
+    reader, folders = Reader(run / "metrics.jsonl"), [0]
+
+    def watch() -> bool:
+        if (run / "checkpoints").exists():
+            # By step: a listing may hold a folder that is being renamed under both of its names.
+            folders.append(len({path.name.rpartition("-")[2] for path in (run / "checkpoints").iterdir()}))
+        return reader()
+
+    assert in_process(train_for_a_day, arguments, tmp_path / "report", tmp_path / "errors", kill_when=watch) == 0
+    reader()
+    found = report_of(tmp_path / "report")
     assert found["seconds"] == DAY
     few, many = found["mb"]
-    lines = re.findall(r"^step (\d+)/80000  ([\d.]+)/s  (-?[\d:]+) left", (tmp_path / "errors").read_text(), re.M)
+    lines = re.findall(r"^step (\d+)/80000 +([\d.]+)/s  (-?[\d:]+) left", (tmp_path / "errors").read_text(), re.M)
     tell(
         capsys,
         f"a day in {found['really']:.0f} s: {len(lines):,} lines of progress, from '{lines[0][2]} left' to '{lines[-1][2]} left';"
-        f" memory {few:.1f} MB after a tenth, {many:.1f} MB at the end",
+        f" records read {reader.looks:,} times, at most {max(folders)} folders of checkpoints; memory {few:.1f} MB after a tenth,"
+        f" {many:.1f} MB at the end",
     )
     assert len(lines) == STEPS // 10
     assert not any(left.startswith("-") for _, _, left in lines)
@@ -413,9 +348,13 @@ def test_a_day_keeps_its_memory_flat_and_its_clock_right(tmp_path: Path, tiny: T
             assert rate == pytest.approx(STEPS / DAY, abs=0.005)
             assert seconds_of(left) == pytest.approx(DAY * (1 - step / STEPS), abs=1)
         assert seconds_of(left) < DAY
-    assert lines[-1][2] == "0:00"
+    assert lines[-1][2] == "00:00"
+    assert reader.steps == [-1, *range(10, STEPS + 1, 10)]
+    assert reader._rest == b""
+    assert reader.looks > 100
+    assert max(folders) == 4
+    assert [path.name for path in checkpoints.steps(run / "checkpoints")] == [f"step-{s:08d}" for s in (78_000, 79_000, 80_000)]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == list(range(10, STEPS + 1, 10))
     assert {record["images_per_second"] for record in records} == {64.0}  # looking is left out
     assert {record["seconds"] for record in records} == {10.0}
     assert len(list((run / "samples").iterdir())) == 80

@@ -16,7 +16,7 @@ import pytest
 from gan.runs import wandb_run
 from tests.conftest import TINY, command
 from tests.faults.servers import WandbServer
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 
 Tiny = Callable[..., list[str]]
 COMMAND = " can be uploaded by: "
@@ -75,13 +75,14 @@ def lines_of(run: Path) -> int:
 
 
 def upload(errors: str, home: Path) -> WandbServer:
-    """Run the command that the run logged, with a server that works; return that server."""
-    (line,) = [line for line in errors.splitlines() if COMMAND in line]
-    words = shlex.split(line.partition(COMMAND)[2])
+    """Run the commands that the run logged, with a server that works; return that server."""
+    commands = [line.partition(COMMAND)[2] for line in errors.splitlines() if COMMAND in line]
+    assert commands
     with WandbServer() as server:
-        program = [str(Path(sys.executable).with_name(words[0])), *words[1:]]
         environment = {**os.environ, **wandb_environment(server, home)}
-        subprocess.run(program, env=environment, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
+        for command in commands:
+            words = shlex.split(command)
+            subprocess.run(words, env=environment, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
         return server
 
 

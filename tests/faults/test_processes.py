@@ -16,7 +16,7 @@ import pytest
 from gan.runs import checkpoints
 from tests.conftest import command
 from tests.faults.test_disks import ROOT, the_one_line
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 from tests.workers import run_together, train_here
 
 Tiny = Callable[..., list[str]]

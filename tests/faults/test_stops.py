@@ -1,6 +1,5 @@
 """Stopped by SIGTERM or Ctrl-C at any moment: saved first, gone within 30 seconds, one line, and the same command goes on."""
 
-import json
 import os
 import random
 import shutil
@@ -12,31 +11,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from eval.extractors import EXTRACTORS, Extractor
-from eval.protocols import PROTOCOLS
 from gan.runs import checkpoints
 from gan.utils import cli
 from tests.faults.common import BETTER, Capsys, Tiny, empty_cache, nothing_half, pictures, tell
 from tests.small import scale_down
-from tests.test_resume import calm, contents
-from tests.workers import PROGRAMS, config_of, in_process, run_to_the_end, train_to_the_end
+from tests.training.test_resume import calm, contents, last_step
+from tests.workers import PROGRAMS, in_process, run_to_the_end, train_to_the_end
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 UNHEARD = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 130}  # exit codes where no step has been taken yet
 STEPPING = ["training.steps=60", "checkpoint.every=60", "evaluation.every=7"]  # nothing but a stop saves on the way
-
-
-def last_step(run: Path) -> int:
-    """The last step of training that is recorded."""
-    path = run / "metrics.jsonl"
-    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
-    return max(steps, default=0)
 
 
 def check_stopped(code: int, number: int, run: Path, said: str) -> bool:
@@ -85,29 +75,24 @@ def test_a_run_stopped_at_random_moments_saves_first_and_ends_the_same(
     tell(capsys, f"{number.name}: {stops} stops while stepping, {unheard} before, at most {slowest:.1f} s to leave")
 
 
-def train_scored_slowly(
-    arguments: list[str], scoring: Path, seconds: float, errors: Path, samples: int = 40, from_step: int = 0
-) -> None:
-    """``train.py`` whose extractor takes some ``seconds`` for 64 images from some step on, and says by a file that it is at
-    work."""
+def train_scored_slowly(arguments: list[str], scoring: Path, seconds: float, errors: Path) -> None:
+    """``train.py`` whose extractor takes some ``seconds`` for 64 images, and says by a file that it is at work."""
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     torch.set_num_threads(1)
     scale_down()
-    quick, make = PROTOCOLS["quick"], EXTRACTORS["efficientnet-lite0"]
-    run = config_of(arguments).folder
+    make = EXTRACTORS["efficientnet-lite0"]
 
     def slow(weights: Path | None, device: torch.device) -> Extractor:
         extractor = make(weights, device)
 
         def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
             scoring.touch()
-            if last_step(run) >= from_step:
-                time.sleep(seconds)
+            time.sleep(seconds)
             return extractor.forward(images)
 
         return replace(extractor, forward=forward)
 
-    PROTOCOLS["quick"], EXTRACTORS["efficientnet-lite0"] = replace(quick, samples=samples), slow
+    EXTRACTORS["efficientnet-lite0"] = slow
     os._exit(cli.run(lambda: PROGRAMS["train"](arguments)))
 
 
@@ -136,25 +121,6 @@ def test_a_run_stopped_while_it_scores_or_saves_ends_the_same(signals: tuple[int
             check_stopped(code, signals[0], run, said)
         assert in_process(train_to_the_end, arguments) == 0
         assert contents(run) == expected
-
-
-@pytest.mark.faults
-def test_a_run_stopped_while_a_long_scoring_lasts_leaves_within_30_seconds(tmp_path: Path, tiny: Tiny) -> None:
-    arguments = tiny(*BETTER, "training.steps=8", "checkpoint.every=8", "evaluation.every=4", "evaluation.protocol=quick")
-    run, errors, scoring = tmp_path / "runs" / "tiny", tmp_path / "errors", tmp_path / "scoring"
-
-    def slowly(seconds: float) -> tuple[Any, ...]:
-        return train_scored_slowly, arguments, scoring, seconds, errors, 1280, 4
-
-    assert in_process(*slowly(0)) == 0
-    expected = contents(run)
-    shutil.rmtree(run)
-    scoring.unlink()
-    # 20 batches of 2 seconds.
-    stopped = in_process(*slowly(2), kill_when=lambda: last_step(run) == 4, signals=(signal.SIGTERM,))
-    assert check_stopped(stopped, signal.SIGTERM, run, errors.read_text())
-    assert in_process(*slowly(0)) == 0
-    assert contents(run) == expected
 
 
 @pytest.mark.faults

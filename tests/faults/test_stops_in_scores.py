@@ -10,7 +10,7 @@ import pytest
 
 from gan.runs import checkpoints
 from tests.faults.common import Tiny
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 from tests.workers import run_together, start_together, train_with_slow_scores
 
 STEPS = [

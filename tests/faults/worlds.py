@@ -54,9 +54,8 @@ class World:
             assert commands[name](self).code == 0
         self.whole = contents(self.run)
         self._older: dict[str, Contents] = {}
+        self._calm: dict[str, tuple[Contents, Contents]] = {}
         shutil.copytree(self.run, root / "whole")
-        self.calm = {name: self.tried(name, []) for name in commands}
-        assert all(outcome.code == 0 for outcome, *_ in self.calm.values()), self.calm
 
     def settings(self, *more: str) -> list[str]:
         place = [f"run.dir={self.run.parent}", "run.name=run", "data.name=folder", f"data.path={self.images}"]
@@ -80,6 +79,14 @@ class World:
         before = contents(self.run)
         outcome = self.commands[name](self)
         return outcome, before, contents(self.run), contents(self.out)
+
+    def calm(self, name: str) -> tuple[Contents, Contents]:
+        """The undamaged run after the command ``name``, and what it wrote elsewhere."""
+        if name not in self._calm:
+            outcome, _, *left = self.tried(name, [])
+            assert outcome.code == 0, outcome
+            self._calm[name] = (left[0], left[1])
+        return self._calm[name]
 
     def older(self, name: str) -> Contents:
         """What the command ``name`` makes of the run without its newest checkpoint."""

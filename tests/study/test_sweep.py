@@ -2,8 +2,6 @@
 
 import multiprocessing
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from study.classifier_task import ClassifierTask
 from study.results import read_run
 from study.sweep import sweep_configs
 from tests.study.common import DIGITS, TINY, contents, study
-from tests.workers import in_process, run_together, study_here, study_to_the_end
+from tests.workers import run_together, study_here
 
 SWEEP = ["--config", str(DIGITS), "--norms", "batch", "mean_spectral", "--rates", "0.001", "--seeds", "0", "1"]
 
@@ -30,29 +28,6 @@ def test_a_sweep_goes_through_every_combination_of_its_grid() -> None:
         sweep_configs([DIGITS], ["batch"], [0.1], [0, 0], [])
     assert len(set(runs)) == len({c.run.name for c in configs}) == 8
     assert ("spectral", 1e-4, 7, 3.0) in runs
-
-
-@pytest.mark.slow
-def test_a_sweep_that_was_killed_gives_the_same_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", *SWEEP, *TINY]
-    assert in_process(study_to_the_end, [*words, f"run.dir={tmp_path / 'calm'}"]) == 0
-    assert study(*words, f"run.dir={tmp_path / 'calm'}") == 0
-    calm = capsys.readouterr().out
-    stopped = [*words, f"run.dir={tmp_path / 'stopped'}"]
-
-    def begun(count: int) -> Callable[[], bool]:
-        return lambda: len(list((tmp_path / "stopped").glob("*/metrics.jsonl"))) >= count
-
-    codes = [in_process(study_to_the_end, stopped, kill_when=begun(count)) for count in (1, 2, 3)]
-    assert codes == [-signal.SIGKILL] * 3
-    assert in_process(study_to_the_end, stopped) == 0
-    assert study(*stopped) == 0
-    captured = capsys.readouterr()
-    assert captured.err.count("(done)") == 4
-    assert captured.out == calm
-    assert "± " in calm
-    for run in (tmp_path / "calm").iterdir():
-        assert contents(run)["probes.jsonl"] == contents(tmp_path / "stopped" / run.name)["probes.jsonl"]
 
 
 @pytest.mark.slow
@@ -112,16 +87,15 @@ def test_a_run_with_other_settings_is_not_skipped_as_done(tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_a_damaged_run_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", *SWEEP, *TINY, f"run.dir={tmp_path}"]
-    assert study(*words) == 0
+    words = ["sweep", *SWEEP[:-1], *TINY, f"run.dir={tmp_path}"]
+    assert study(*words, "--norms", "batch") == 0
     damaged = tmp_path / "digits_cnn3_batch_lr0.001_seed0"
     (damaged / "metrics.jsonl").write_text("{\n")
-    shutil.rmtree(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1")
     assert study(*words) == 2
     captured = capsys.readouterr()
     assert "batch_lr0.001_seed0 failed, the sweep continues" in captured.err
     assert "| MSN |" in captured.out
-    assert read_run(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed1").complete
+    assert read_run(tmp_path / "digits_cnn3_mean_spectral_lr0.001_seed0").complete
 
 
 def test_a_run_that_diverges_only_in_the_test_is_reported_as_diverged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

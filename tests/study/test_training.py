@@ -34,19 +34,18 @@ def test_a_classifier_learns_the_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "mean_spectral"])
-def test_a_killed_run_resumes_bit_exactly(norm: str, tmp_path: Path) -> None:
-    settings = [*TINY, "training.epochs=2", "checkpoint.every=1", f"model.norm={norm}", f"run.dir={tmp_path}"]
+def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
+    settings = [*TINY, "training.epochs=2", "checkpoint.every=1", "model.norm=mean_spectral", f"run.dir={tmp_path}"]
     words = ["train", "--config", str(DIGITS), *settings]
     # In a process like the killed ones: another number of threads changes the last bit of sums.
     assert in_process(study_to_the_end, [*words, "run.name=calm"]) == 0
     saved = tmp_path / "killed" / "checkpoints"
     codes = [
         in_process(study_to_the_end, [*words, "run.name=killed"], kill_when=(saved / f"step-{step:08d}").exists)
-        for step in (3, 12, 25)
+        for step in (3, 25)
     ]
     assert in_process(study_to_the_end, [*words, "run.name=killed"]) == 0
-    assert codes == [-signal.SIGKILL] * 3
+    assert codes == [-signal.SIGKILL] * 2
     calm, killed = contents(tmp_path / "calm"), contents(tmp_path / "killed")
     assert killed["probes.jsonl"] == calm["probes.jsonl"]
     assert killed["metrics"] == calm["metrics"]
@@ -65,9 +64,8 @@ def test_a_run_extended_by_an_epoch_equals_one_run_of_both(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "mean_spectral"])
-def test_two_processes_equal_one(norm: str, tmp_path: Path) -> None:
-    settings = [*TINY, "training.precision=fp64", f"model.norm={norm}", f"run.dir={tmp_path}", "probes.every=8"]
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    settings = [*TINY, "training.precision=fp64", "model.norm=mean_spectral", f"run.dir={tmp_path}", "probes.every=8"]
     words = ["train", "--config", str(DIGITS), *settings]
     run_together(1, study_here, [*words, "run.name=one"])
     run_together(2, study_here, [*words, "run.name=two"])

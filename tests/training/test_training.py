@@ -22,7 +22,7 @@ from gan.training.context import GanContext
 from gan.training.gan_state import GanState, build_state, update_ema
 from gan.training.gan_step import discriminator_logits, train_step, update_discriminator, update_generator
 from gan.utils.settings import DataConfig, set_value
-from tests.conftest import TINY, command
+from tests.conftest import TINY, again, command
 from train import DEFAULT
 
 Tiny = Callable[..., list[str]]
@@ -188,25 +188,9 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint_intact(
 
 
 def test_bf16_trains_with_weights_in_float32(tiny: Tiny, tmp_path: Path) -> None:
-    for loss in ("sngan", "wgan-gp"):
-        assert (
-            command(tiny("training.precision=bf16", f"loss.name={loss}", "training.steps=2", "checkpoint.every=2", name=loss))
-            == 0
-        )
-        saved = checkpoints.load(checkpoints.folder_of(tmp_path / "runs" / loss / "checkpoints", 2))
-        assert {value.dtype for network in saved.weights.values() for value in network.values()} <= {torch.float32, torch.int64}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
-@pytest.mark.parametrize("loss", ["wgan-gp", "sngan", "hinge"])
-def test_every_norm_trains_under_every_loss_in_both_players(norm: str, loss: str) -> None:
-    state, stream, context = start(f"model.discriminator.norm={norm}", f"model.generator.norm={norm}", f"loss.name={loss}")
-    before = state.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"].clone()
-    metrics = [train_step(state, stream, step, context) for step in range(3)][-1]
-    assert all(value.isfinite() for value in metrics.values())
-    after = state.generator.state_dict()["layers.9.bias" if norm in ("none", "batch") else "layers.9.layer.bias"]
-    assert not torch.equal(before, after)
+    assert command(tiny("training.precision=bf16", "loss.name=wgan-gp", "training.steps=1")) == 0
+    saved = checkpoints.load(checkpoints.folder_of(tmp_path / "runs" / "tiny" / "checkpoints", 1))
+    assert {value.dtype for network in saved.weights.values() for value in network.values()} <= {torch.float32, torch.int64}
 
 
 @pytest.mark.slow
@@ -220,13 +204,9 @@ def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -
     assert losses[-1] < 0.4 < losses[0]  # at chance it is 1.39
 
 
-def test_fp64_trains_and_samples(tiny: Tiny) -> None:
-    assert command(tiny("training.precision=fp64", "training.steps=1")) == 0
-
-
-def test_a_machine_without_git_trains(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp64_trains_and_samples_on_a_machine_without_git(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gan.runs.environment.shutil.which", lambda _name: None)
-    assert command(tiny("training.steps=1")) == 0
+    assert command(tiny("training.precision=fp64", "training.steps=1")) == 0
     assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
 
 
@@ -245,9 +225,8 @@ def test_a_mistyped_setting_is_told_without_importing_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_other_settings_are_refused_before_images_are_looked_for(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(tiny("training.steps=1")) == 0
-    assert command(tiny("training.steps=1", "data.name=folder", "data.path=/nowhere")) == 2
+def test_other_settings_are_refused_before_images_are_looked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(again(run, "data.name=folder", "data.path=/nowhere")) == 2
     assert "holds a run with other settings (data.name: digits -> folder" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +12,19 @@ import torch
 from PIL import Image
 
 from eval import __main__ as program
-from eval import formatting, measurement
+from eval import measurement
 from eval.features import Features
 from eval.measurement import Reference, measure
 from eval.protocols import PROTOCOLS, Protocol
+from eval.scoring import TrainingScorer
 from gan import load_generator
 from gan.config import EvaluationConfig
 from gan.runs import scores
 from gan.utils import cli
 from gan.utils.errors import UserError
-from tests.conftest import command
+from tests.conftest import TINY, again, command
 from tests.small import scale_down
-from tests.test_resume import contents
+from tests.training.test_resume import contents
 from tests.workers import run_together, train_here
 
 Tiny = Callable[..., list[str]]
@@ -32,11 +34,6 @@ Tiny = Callable[..., list[str]]
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     scale_down(monkeypatch)
     monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(finished_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def evaluate(*arguments: object) -> int:
@@ -156,7 +153,7 @@ def test_too_few_images_are_told() -> None:
 def test_a_score_carries_everything_that_it_depends_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (record,) = score(run)
     shown = capsys.readouterr().out
-    assert "protocol paper" in shown
+    assert all(words in shown for words in ("protocol paper", "real:", "3 x 40 against"))
     assert "Frechet distance (efficientnet-lite0)" in shown
     assert "FID" not in shown.replace("FID-", ""), "the name of the literature's score is kept for its network"
     provenance = record["provenance"]
@@ -277,83 +274,80 @@ def test_two_statistics_files_that_do_not_say_who_made_them_are_two_references(r
     assert found[0]["series"] != found[1]["series"]
 
 
-def test_training_goes_on_when_the_cache_is_emptied(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.scoring import TrainingScorer
-
-    call = TrainingScorer.score
-
-    def emptied(self: TrainingScorer, network: torch.nn.Module, step: int, check: Callable[[], None]) -> object:
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        return call(self, network, step, check)
-
-    monkeypatch.setattr(TrainingScorer, "score", emptied)
-    assert command(tiny(*EVALUATED)) == 0
-    assert len(scores.read(tmp_path / "runs" / "tiny")) == 5
-
-
 # During training
 
 EVALUATED = ["training.steps=4", "checkpoint.every=2", "samples.every=0", "evaluation.every=1"]
 
 
-@pytest.mark.slow
-def test_training_scores_keeps_the_best_and_draws_the_curve(tiny: Tiny, tmp_path: Path) -> None:
-    assert command(tiny(*EVALUATED, "tracking.tensorboard=true")) == 0
-    run = tmp_path / "runs" / "tiny"
-    records = scores.read(run)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps that was scored at each, with the cache emptied before each. Not to be changed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    call = TrainingScorer.score
+
+    def emptied(self: TrainingScorer, *arguments: Any) -> object:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        return call(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        scale_down(patch)
+        patch.setenv("MSNGAN_CACHE", str(folder / "cache"))
+        patch.setattr(TrainingScorer, "score", emptied)
+        assert command([*TINY, *EVALUATED, "tracking.tensorboard=true", f"run.dir={folder}", "run.name=run"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def evaluated(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "evaluated" / "run"))
+
+
+def test_training_scores_keeps_the_best_and_draws_the_curve(trained: Path) -> None:
+    records = scores.read(trained)
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4]
     assert {record["source"] for record in records} == {"training"}
     best = min(records, key=scores.distance_of)
-    assert load_generator(run / "best").step == best["step"]
-    assert load_generator(run / "best").sample(2).shape == (2, 1, 32, 32)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert load_generator(trained / "best").step == best["step"]
+    assert load_generator(trained / "best").sample(2).shape == (2, 1, 32, 32)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     curve = {line["step"]: line["quick/efficientnet-lite0/fid"] for line in lines if "quick/efficientnet-lite0/fid" in line}
     assert curve == {record["step"]: record["scores"]["fid"]["mean"] for record in records}
 
 
-def test_a_score_during_training_is_that_of_its_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
-    assert command(tiny(*EVALUATED)) == 0
-    run = tmp_path / "runs" / "tiny"
-    *_, trained, scored = score(run, protocol="quick")
+def test_a_score_during_training_is_that_of_its_checkpoint(evaluated: Path) -> None:
+    *_, trained, scored = score(evaluated, protocol="quick")
     assert (trained["step"], trained["source"], scored["source"]) == (4, "training", "command")
     assert trained["scores"] == scored["scores"]
     assert trained["series"] == scored["series"]
     # best/ is scored into the run's own file too.
-    best = load_generator(run / "best").step
-    assert score(run / "best", protocol="quick") == []
-    assert scores.read(run)[-1]["step"] == best
+    best = load_generator(evaluated / "best").step
+    assert score(evaluated / "best", protocol="quick") == []
+    assert scores.read(evaluated)[-1]["step"] == best
 
 
-def test_evaluation_changes_no_weight(tiny: Tiny, tmp_path: Path) -> None:
-    found = []
-    for name, every in (("without", 0), ("with", 1)):
-        assert command(tiny("training.steps=3", f"evaluation.every={every}", "samples.every=0", name=name)) == 0
-        folder = tmp_path / "runs" / name / "checkpoints" / "step-00000003"
-        found.append({path.name: path.read_bytes() for path in folder.glob("*.safetensors")})
-    assert found[0] == found[1]
+def test_evaluation_changes_no_weight(trained: Path, finished_run: Path) -> None:
+    for network in ("generator", "discriminator", "ema"):
+        file = f"checkpoints/step-00000004/{network}.safetensors"
+        assert (trained / file).read_bytes() == (finished_run / file).read_bytes(), "the same steps, one run without scores"
 
 
 @pytest.mark.slow
-def test_a_resumed_run_has_the_scores_and_the_best_of_the_undisturbed_one(tiny: Tiny, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "tiny"
-    assert command(tiny(*EVALUATED)) == 0
-    whole = contents(run)
-    # As a kill after step 3 leaves it: records beyond the newest checkpoint, and half a line.
-    shutil.rmtree(run / "checkpoints" / "step-00000004")
-    with (run / "scores.jsonl").open("ab") as file:
+def test_a_resumed_run_has_the_scores_and_the_best_of_the_undisturbed_one_and_keeps_those_by_command(
+    evaluated: Path, trained: Path
+) -> None:
+    # As a kill after step 3 leaves it: records beyond the newest checkpoint, one by command among them, and half a line.
+    score(evaluated)
+    by_command = scores.read(evaluated)[-1]
+    shutil.rmtree(evaluated / "checkpoints" / "step-00000004")
+    with (evaluated / "scores.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "sou')
-    assert command(tiny(*EVALUATED)) == 0
-    assert contents(run) == whole
-
-
-@pytest.mark.slow
-def test_scores_by_command_survive_a_resume(tiny: Tiny, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "tiny"
-    assert command(tiny(*EVALUATED)) == 0
-    score(run)
-    shutil.rmtree(run / "checkpoints" / "step-00000004")
-    assert command(tiny(*EVALUATED)) == 0
-    assert [record["source"] for record in scores.read(run)].count("command") == 1
+    assert command(again(evaluated)) == 0
+    assert [record for record in scores.read(evaluated) if record["source"] == "command"] == [by_command]
+    assert [r for r in scores.read(evaluated) if r["source"] == "training"] == scores.read(trained)
+    found, expected = contents(evaluated), contents(trained)
+    for name in expected:
+        same = Path(name).name in ("scores.jsonl", "config.yaml", "checkpoint.json", "checkpoint.sha256") or "tensorboard" in name
+        assert same or found[name] == expected[name], name
 
 
 @pytest.mark.slow
@@ -475,10 +469,3 @@ def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
     score(run, protocol="quick")
     assert len((run / "scores.jsonl").read_bytes().splitlines()) == 2
     assert (run / "scores.jsonl").read_bytes().startswith(whole)
-
-
-def test_words_of_a_score_name_its_floor(run: Path) -> None:
-    (record,) = score(run)
-    text = formatting.format_record("run", record)
-    assert "real:" in text
-    assert "3 x 40 against" in text

