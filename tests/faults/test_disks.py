@@ -233,7 +233,7 @@ def test_any_flipped_or_missing_byte_of_a_checkpoint_is_noticed_and_the_one_befo
             found = checkpoints.newest(root, told.append)
             assert found is not None
             assert found.step == 2, f"{path.name}: {what} was not noticed"
-            assert "step-00000004" in told[0] and "Resuming from step 2 instead." in told[0]
+            assert "step-00000004" in told[0] and "step-00000002 is used instead." in told[0]
             tried += 1
         path.unlink()
         found = checkpoints.newest(root, told.append)

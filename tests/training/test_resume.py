@@ -140,7 +140,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert command(again(run)) == 0
     errors = capsys.readouterr().err
     assert "step-00000004: generator.safetensors has" in errors
-    assert "Resuming from step 2 instead." in errors
+    assert "step-00000002 is used instead." in errors
     assert "from step 2 to 4" in errors
     aside = run / "checkpoints" / "damaged-step-00000004"
     assert (aside / "generator.safetensors").exists()  # set aside, not lost
