@@ -188,7 +188,7 @@ def test_whatever_the_server_does_at_the_start_the_run_is_the_same_and_soon_ther
     require_bounds(errors)
     if mode != "is slow":
         assert errors.count("warning: ") == 1
-        assert "Training goes on, recorded offline" in errors
+        assert "Training continues and is recorded offline" in errors
         server = upload(errors, tmp_path)
     assert sent_losses(server) == losses(tmp_path / "run")
     assert server.runs == {(tmp_path / "run" / "wandb-id").read_text()}
@@ -225,7 +225,7 @@ def test_a_run_goes_on_to_its_end_where_wandb_cannot_start_at_all(
     record.close()
     assert broken.init.call_count == 2, "online, then offline"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "warning: wandb failed (no). Training goes on, recorded in its own files alone."
+    assert line == "warning: wandb failed (no). Training continues and is recorded in metrics.jsonl only."
 
 
 def test_an_error_while_logging_is_one_warning_and_ends_the_copy_at_wandb(
@@ -241,7 +241,7 @@ def test_an_error_while_logging_is_one_warning_and_ends_the_copy_at_wandb(
     record.close()
     assert broken.init.return_value.log.call_count == 1
     assert [message.getMessage() for message in caplog.records if message.levelname == "WARNING"] == [
-        "wandb failed (no). Training goes on, recorded in its own files alone."
+        "wandb failed (no). Training continues and is recorded in metrics.jsonl only."
     ]
 
 
