@@ -216,7 +216,7 @@ def changes(content: bytes, every: int) -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [37, pytest.param(1, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("every", [101, pytest.param(1, marks=pytest.mark.faults)])
 def test_any_flipped_or_missing_byte_of_a_checkpoint_is_noticed_and_the_one_before_is_taken(
     every: int, finished_run: Path, tmp_path: Path
 ) -> None:

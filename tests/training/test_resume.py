@@ -44,10 +44,10 @@ def calm(arguments: list[str], run: Path) -> dict[str, object]:
     return contents(run)
 
 
-PARTS = ["checkpoint.every=2", "checkpoint.keep=1", "samples.every=2", "evaluation.every=1"]
+PARTS = ["checkpoint.every=2", "checkpoint.keep=1", "samples.every=2", "evaluation.every=2"]
 HARD = [
     "training.precision=bf16", "loss.name=wgan-gp", "model.discriminator.norm=spectral", "training.d_steps=2", "data.flip=true",
-    "data.memory_gb=0", "data.workers=1", "training.accumulation=2", "optimizer.name=rmsprop",
+    "data.memory_gb=0", "data.workers=0", "training.accumulation=2", "optimizer.name=rmsprop",
 ]  # fmt: skip
 RELEASED = [
     "model.discriminator.norm=mean_spectral", "model.discriminator.gain=true",
