@@ -3,8 +3,10 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch
 from gan.data.decoding import MAX_FILE_BYTES, decode
 from gan.inference import images as image_files
 from gan.inference import sampling
-from gan.inference.export import export
+from gan.inference.export import export as export_generator
 from gan.inference.generator import TrainedGenerator, load_generator
 from gan.runs import checkpoints
 from gan.utils import cli
@@ -33,53 +35,97 @@ EXAMPLES = """examples:
 """
 
 
-def _parser() -> cli.Parser:
+def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = cli.Parser(add_help=False)
-    common.add_argument("run", type=Path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
-    common.add_argument("--out", type=Path, required=True, help="what to write")
-    common.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
-    common.add_argument(
-        "--weights", choices=["ema", "raw"], help="averaged over training, or as trained (default: ema where kept)"
-    )
-    common.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default cpu)")
-    sample = commands.add_parser("sample", parents=[common], help="a grid, an interpolation, an animation or single images")
-    sample.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
-    sample.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
-    kind = sample.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--interpolate",
-        type=cli.whole_number(1),
-        metavar="ROWS",
-        help="spherical walks between two samples each, 10 images a row",
-    )
-    kind.add_argument(
-        "--animate",
-        nargs="?",
-        const="samples",
-        choices=["samples", "checkpoints"],
-        help="a GIF over training: of the pictures that the run wrote (default), or of a grid from each kept checkpoint",
-    )
-    kind.add_argument("--single", action="store_true", help="one PNG an image, into a folder or .zip")
-    commands.add_parser("export", parents=[common], help="the generator alone: safetensors, configuration, model card")
-    return parser
-
-
-def main(arguments: Sequence[str]) -> int:
-    options = _parser().parse_args(arguments)
-    try:
-        if options.command == "export":
-            export(_generator(options, options.run), options.out, seed=options.seed or 0)
-        else:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            sample(options)
-    except OSError as error:
-        raise UserError(f"--out {options.out}: cannot be written ({error.strerror}).") from None
-    log.info(f"wrote {options.out}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_sample, _add_export):
+        add(commands)
+    options = parser.parse_args(arguments)
+    options.command(options)
     return 0
+
+
+def _add_sample(commands: Any) -> None:
+    parser = commands.add_parser("sample", help="a grid, an interpolation, an animation or single images")
+    parser.set_defaults(command=sample)
+    _add_common_options(parser)
+    parser.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
+    parser.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
+    kind = parser.add_mutually_exclusive_group()
+    walks = "spherical walks between two samples each, 10 images a row"
+    kind.add_argument("--interpolate", type=cli.whole_number(1), metavar="ROWS", help=walks)
+    frames = "a GIF over training: of the pictures that the run wrote (default), or of a grid from each kept checkpoint"
+    kind.add_argument("--animate", nargs="?", const="samples", choices=["samples", "checkpoints"], help=frames)
+    kind.add_argument("--single", action="store_true", help="one PNG an image, into a folder or .zip")
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser("export", help="the generator alone: safetensors, configuration, model card")
+    parser.set_defaults(command=export)
+    _add_common_options(parser)
+
+
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
+    parser.add_argument("--out", type=Path, required=True, help="what to write")
+    parser.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
+    weights = "averaged over training, or as trained (default: ema where kept)"
+    parser.add_argument("--weights", choices=["ema", "raw"], help=weights)
+    parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default cpu)")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the generator of ``options.run`` as a folder of its own."""
+    with _writing(options.out):
+        export_generator(_generator(options, options.run), options.out, seed=options.seed or 0)
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Write the pictures that ``options`` ask for."""
+    out, count, seed = options.out, options.count or 64, options.seed or 0
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if options.animate:
+            _require_ending(out, ".gif", "an animation is a .gif.")
+            image_files.save_animation(_frames(options, count, seed), out)
+            return
+        if not options.single:
+            _require_ending(out, ".png", "a grid is a .png. For single images add --single.")
+        generator, columns = _generator(options, options.run), options.columns
+        network, dimension = generator.network, generator.config.model.latent_dim
+        if options.single:
+            image_files.save_images(sampling.generate(network, seed=seed, count=count, latent_dim=dimension), out)
+            return
+        if options.interpolate:
+            rows, columns = options.interpolate, columns or 10
+            images = sampling.interpolations(network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
+        else:
+            images = generator.sample(count, seed)
+        write_atomically(out, image_files.encode(image_files.grid(images, columns)))
+
+
+def _require_ending(out: Path, ending: str, expected: str) -> None:
+    if out.suffix.lower() != ending:
+        raise UserError(f"--out {out}: {expected}")
+
+
+def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_files.Pixels]:
+    """Return the frames of an animation over a run's training: the pictures that it wrote, or a grid from each checkpoint."""
+    if options.animate == "samples":
+        if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
+            raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
+        frames = [_frame(path) for path in sorted((options.run / "samples").glob("step-*.png"))]
+        setting = "samples.every"
+    else:
+        generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
+        frames = [image_files.grid(generator.sample(count, seed), options.columns) for generator in generators]
+        setting = "checkpoint.every and checkpoint.keep"
+    if len(frames) < 2:
+        where = options.run / options.animate
+        raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
+    return frames
 
 
 def _frame(path: Path) -> image_files.Pixels:
@@ -96,45 +142,14 @@ def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
         raise UserError(f"--device {options.device}: {first_line(error)} Try --device cpu.") from None
 
 
-def sample(options: argparse.Namespace) -> None:
-    """Writes the pictures that ``options`` ask for."""
-    count, seed = options.count or 64, options.seed or 0
-    if options.animate:
-        save_animation(options, count, seed)
-        return
-    if not options.single and options.out.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: a grid is a .png. For single images add --single.")
-    generator = _generator(options, options.run)
-    dimension = generator.config.model.latent_dim
-    if options.single:
-        pieces = sampling.generate(generator.network, seed=seed, count=count, latent_dim=dimension)
-        image_files.save_images(pieces, options.out)
-    elif options.interpolate:
-        columns = options.columns or 10
-        rows = options.interpolate
-        images = sampling.interpolations(generator.network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
-        write_atomically(options.out, image_files.encode(image_files.grid(images, columns)))
-    else:
-        write_atomically(options.out, image_files.encode(image_files.grid(generator.sample(count, seed), options.columns)))
-
-
-def save_animation(options: argparse.Namespace, count: int, seed: int) -> None:
-    """A GIF over a run's training, from its pictures or from its checkpoints."""
-    if options.out.suffix.lower() != ".gif":
-        raise UserError(f"--out {options.out}: an animation is a .gif.")
-    if options.animate == "samples":
-        if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
-            raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
-        pictures = sorted((options.run / "samples").glob("step-*.png"))
-        frames = [_frame(path) for path in pictures]
-    else:
-        generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
-        frames = [image_files.grid(generator.sample(count, seed), options.columns) for generator in generators]
-    if len(frames) < 2:
-        where = options.run / options.animate
-        setting = "samples.every" if options.animate == "samples" else "checkpoint.every and checkpoint.keep"
-        raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
-    image_files.save_animation(frames, options.out)
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Report what the block wrote to ``out``, or an OSError as the user's mistake."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror}).") from None
+    log.info(f"wrote {out}")
 
 
 console = cli.program(main)

@@ -16,7 +16,7 @@ import train as program
 from gan.utils import cli
 
 # Torch compiles kernels at the first call, so a time limit on single examples would only measure that.
-settings.register_profile("msngan", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("msngan", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("msngan")
 torch.use_deterministic_algorithms(True, warn_only=True)
 

@@ -58,15 +58,11 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
         raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
     if (path / checkpoints.MANIFEST).exists():
         return _load(path, weights, device)
-    generator, damaged = checkpoints.first_usable(path / "checkpoints", lambda folder: _load(folder, weights, device))
-    if generator is not None:
-        for message in damaged:
-            log.info(f"{message} Taking step {generator.step} instead.")
-        return generator
-    if damaged:
-        raise UserError(f"{path}: no checkpoint can be used. {' '.join(damaged)}")
-    expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
-    raise UserError(f"{path}: neither a checkpoint nor a run that holds one yet. Expected {expected}.")
+    generator = checkpoints.newest_usable(path / "checkpoints", lambda folder: _load(folder, weights, device), log.info)
+    if generator is None:
+        expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
+        raise UserError(f"{path}: neither a checkpoint nor a run that holds one yet. Expected {expected}.")
+    return generator
 
 
 def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -22,9 +22,10 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Pixels:
+def grid(images: Tensor, columns: int | None = None) -> Pixels:
     """Return images (N, C, H, W) uint8 side by side on white: (H', W', 3), or (H', W') for grey; by default nearly square."""
     count, channels, height, width = images.shape
+    padding = 2
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     canvas = np.full((rows * (height + padding) + padding, columns * (width + padding) + padding, channels), 255, np.uint8)
@@ -32,7 +33,7 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Pixels
         top = padding + index // columns * (height + padding)
         left = padding + index % columns * (width + padding)
         canvas[top : top + height, left : left + width] = image
-    return canvas[..., 0] if channels == 1 else canvas
+    return _without_grey_axis(canvas)
 
 
 def encode(pixels: Pixels, format: str = "PNG") -> bytes:
@@ -42,43 +43,39 @@ def encode(pixels: Pixels, format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def save_animation(frames: Sequence[Pixels], path: Path, *, milliseconds: int = 300) -> None:
-    """Write ``frames`` as an endless GIF that shows the last one longer."""
-    images = [Image.fromarray(frame) for frame in frames]
+def save_animation(frames: Sequence[Pixels], path: Path) -> None:
+    """Write ``frames`` as an endless GIF, 0.3 s each and the last one 1.5 s."""
+    first, *others = (Image.fromarray(frame) for frame in frames)
     buffer = BytesIO()
-    durations = [milliseconds] * (len(images) - 1) + [5 * milliseconds]
-    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=[300] * len(others) + [1500], loop=0)
     write_atomically(path, buffer.getvalue())
 
 
-def save_images(pieces: Iterable[Tensor], out: Path, *, start: int = 0) -> int:
-    """Write single PNGs, named by index, into a folder or a .zip (stored, not compressed). Return their number.
+def save_images(pieces: Iterable[Tensor], out: Path) -> None:
+    """Write single PNGs, named by index, into a folder or a .zip (stored, not compressed).
 
     A kill leaves no part of them under the name of ``out``, and the same call then begins anew.
 
     Raises UserError when ``out`` is a folder that already holds files, which would mix two sets.
     """
-    index = start
+    images = (image for piece in pieces for image in piece.permute(0, 2, 3, 1).numpy())
+    files = ((f"{index:06d}.png", encode(_without_grey_axis(image))) for index, image in enumerate(images))
     if out.suffix.lower() == ".zip":
         unfinished = out.with_name(f".{out.name}.tmp")
         with unfinished.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for image in _single(pieces):
+                for name, content in files:
                     # A fixed date: the same samples give the same archive.
-                    archive.writestr(zipfile.ZipInfo(f"{index:06d}.png", (1980, 1, 1, 0, 0, 0)), encode(image))
-                    index += 1
+                    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(out)
     else:
         with new_folder(out) as folder:
-            for image in _single(pieces):
-                (folder / f"{index:06d}.png").write_bytes(encode(image))
-                index += 1
-    return index - start
+            for name, content in files:
+                (folder / name).write_bytes(content)
 
 
-def _single(pieces: Iterable[Tensor]) -> Iterator[Pixels]:
-    for piece in pieces:
-        for image in piece.permute(0, 2, 3, 1).numpy():
-            yield image[..., 0] if image.shape[-1] == 1 else image
+def _without_grey_axis(image: Pixels) -> Pixels:
+    """Return (H, W, 3) as it is and (H, W, 1) as (H, W)."""
+    return image[..., 0] if image.shape[-1] == 1 else image

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -101,17 +101,14 @@ def replace_weights(folder: Path, step: int, weights: Mapping[str, Mapping[str, 
 
     A kill leaves the old content or the new, though perhaps under a temporary name, which ``complete_replacement`` restores.
     """
+    complete_replacement(folder)
     new, old = _beside(folder)
-    for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
     write_weights(new, step, weights, config)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
     sync_folder(folder.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    complete_replacement(folder)
 
 
 def complete_replacement(folder: Path) -> None:
@@ -183,30 +180,29 @@ def load(folder: Path) -> Checkpoint:
     """Load the checkpoint in ``folder`` and verify each file's checksum. Raises UserError where it is damaged or missing."""
     contents = _verified(folder)
     manifest = json.loads(contents[MANIFEST])
-    weights = {
-        name.removesuffix(".safetensors"): _tensors(folder, name, content)
-        for name, content in contents.items()
-        if name.endswith(".safetensors")
-    }
+    weights = {name: _tensors(folder, name, contents) for name in _networks(contents)}
     try:
         optimizers = load_tensors(contents["optimizers.pt"])
         config, data = contents["config.yaml"].decode(), str(manifest["data"])
     except (ValueError, KeyError) as error:
-        raise UserError(f"checkpoint {folder}: cannot be read ({first_line(error)}).") from None
+        raise _damaged(folder, f"cannot be read ({first_line(error)})") from None
     return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNEVALUATED).exists())
 
 
-def _tensors(folder: Path, name: str, content: bytes) -> StateDict:
+def _networks(files: Iterable[str]) -> list[str]:
+    return sorted(name.removesuffix(".safetensors") for name in files if name.endswith(".safetensors"))
+
+
+def _tensors(folder: Path, name: str, contents: Mapping[str, bytes]) -> StateDict:
     try:
-        return safetensors.torch.load(content)
+        return safetensors.torch.load(contents[f"{name}.safetensors"])
     except Exception as error:  # noqa: BLE001 (a header can claim any dtype and shape)
-        raise UserError(f"checkpoint {folder}: {name} cannot be read ({first_line(error)}).") from None
+        raise _damaged(folder, f"{name} cannot be read ({first_line(error)})") from None
 
 
 def load_weights(folder: Path, name: str) -> StateDict:
     """Load one network's weights from the checkpoint in ``folder``, verified. Raises UserError as ``load`` does."""
-    contents = _verified(folder, only=f"{name}.safetensors")
-    return _tensors(folder, f"{name}.safetensors", contents[f"{name}.safetensors"])
+    return _tensors(folder, name, _verified(folder, only=f"{name}.safetensors"))
 
 
 def step_of(folder: Path) -> int:
@@ -216,8 +212,7 @@ def step_of(folder: Path) -> int:
 
 def networks(folder: Path) -> list[str]:
     """Return the names of the networks whose weights ``folder`` holds. Raises UserError as ``load`` does."""
-    _, listed = _manifest(folder)
-    return sorted(name.removesuffix(".safetensors") for name in listed if name.endswith(".safetensors"))
+    return _networks(_manifest(folder)[1])
 
 
 def _damaged(folder: Path, what: str) -> UserError:
@@ -268,31 +263,27 @@ def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
     return contents
 
 
-def first_usable(root: Path, read: Callable[[Path], T]) -> tuple[T | None, list[str]]:
-    """Return ``read`` of the newest checkpoint below ``root`` that it accepts, and its messages about the newer ones.
+def newest_usable(root: Path, read: Callable[[Path], T], report: Callable[[str], None]) -> T | None:
+    """Return ``read`` of the newest checkpoint below ``root`` for which it raises no UserError; None where there is none.
 
-    None stands for no checkpoint, or none that ``read`` accepts (it raises UserError).
+    The errors of newer ones go to ``report``. Raises UserError when there are checkpoints and all raise one.
     """
-    skipped: list[str] = []
+    mistakes: list[str] = []
     for folder in reversed(steps(root)):
         try:
-            return read(folder), skipped
+            found = read(folder)
         except UserError as error:
-            skipped.append(str(error))
-    return None, skipped
+            mistakes.append(str(error))
+            continue
+        for mistake in mistakes:
+            report(f"{mistake} {folder.name} is used instead.")
+        return found
+    if mistakes:
+        reasons = " ".join(mistakes)
+        raise UserError(f"{root}: no usable checkpoint left. {reasons} Restore one from a copy, or set another run.name.")
+    return None
 
 
 def newest(root: Path, report: Callable[[str], None]) -> Checkpoint | None:
-    """Load the newest whole checkpoint below ``root``; None where there has never been one. Newer damaged ones go to ``report``.
-
-    Raises UserError when there are checkpoints and all are damaged.
-    """
-    checkpoint, damaged = first_usable(root, load)
-    if checkpoint is not None:
-        for message in damaged:
-            report(f"{message} Resuming from step {checkpoint.step} instead.")
-        return checkpoint
-    if damaged:
-        reasons = " ".join(damaged)
-        raise UserError(f"no whole checkpoint left. {reasons} Set another run.name to start anew, or restore one from a copy.")
-    return None
+    """Load the newest whole checkpoint below ``root``; see ``newest_usable``."""
+    return newest_usable(root, load, report)

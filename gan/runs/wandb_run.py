@@ -54,8 +54,8 @@ class WandbRun:
                 library().teardown()  # its process would refuse a second run of the same identity
             with suppress(Exception):
                 self._start("offline")
-            place = "in its own files alone" if self._run is None else "offline, to be uploaded when it has ended"
-            log.warning(f"wandb failed ({first_line(error)}). Training goes on, recorded {place}.")
+            place = "in metrics.jsonl only" if self._run is None else "offline, for an upload after its end"
+            log.warning(f"wandb failed ({first_line(error)}). Training continues and is recorded {place}.")
 
     def _start(self, mode: Mode) -> None:
         wandb = library()
@@ -77,7 +77,7 @@ class WandbRun:
             self._run.log(dict(values), step=step)
         except Exception as error:  # noqa: BLE001 (wandb's process has ended, or the disk is full)
             self._run = None
-            log.warning(f"wandb failed ({first_line(error)}). Training goes on, recorded in its own files alone.")
+            log.warning(f"wandb failed ({first_line(error)}). Training continues and is recorded in metrics.jsonl only.")
 
     def close(self) -> None:
         """End the recording, wait at most END seconds for the upload, and log the commands that upload what is missing."""

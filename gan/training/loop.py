@@ -75,6 +75,7 @@ def run_training(
     Returns 0, or the number of the signal that stopped the run (after a checkpoint was saved). Raises UserError for a mistake
     in the settings, the images or the folder, TrainingDivergedError for numbers that are not finite.
     """
+    main = accelerator.is_main_process
     with ExitStack() as stack:
         # Settings, images and the run's folder, which is locked before it is read. Nothing is written yet.
         config, images = _load(config, accelerator, load_images)
@@ -85,7 +86,9 @@ def run_training(
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
         evaluated = checkpoint is not None and checkpoint.evaluated
         if start >= last and evaluated:
-            return _complete(config, accelerator, start)
+            if main:
+                log.info(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
+            return 0
 
         # Networks, optimisers and the batch stream, as the checkpoint left them.
         task = stack.enter_context(closing(make_task(config, images, accelerator)))
@@ -97,7 +100,6 @@ def run_training(
         if not resuming:
             _lock(config, accelerator, stack)
         on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint))
-        main = accelerator.is_main_process
         tracker = on_all(accelerator, lambda: stack.enter_context(Tracker(config, start)) if main else None)
         stop = stack.enter_context(StopRequest(accelerator))
         bar = stack.enter_context(progress(last, "step", start=start, shown=main))
@@ -160,9 +162,7 @@ def _open(config: C, images: I, accelerator: Accelerator) -> tuple[C, Checkpoint
 
 def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None:
     """Lock the run's folder until ``stack`` ends, on the main process."""
-    with agree_on_errors(accelerator):
-        if accelerator.is_main_process:
-            stack.enter_context(lock_run(config.folder))
+    on_all(accelerator, lambda: stack.enter_context(lock_run(config.folder)) if accelerator.is_main_process else None)
 
 
 def _restore(task: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -174,12 +174,6 @@ def _restore(task: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> N
             f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
             " Restore the folder from a copy."
         ) from None
-
-
-def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:
-    if accelerator.is_main_process:
-        log.info(f"{config.folder} is complete at step {step}. To train on, set more steps than that.")
-    return 0
 
 
 def _announce(config: RunConfig, images: ImageDataset, accelerator: Accelerator, start: int, last: int) -> None:

@@ -61,23 +61,16 @@ def connected(cpu: bool = False) -> Iterator[Accelerator]:
         if accelerator.num_processes > 1 and _is_lost_connection(error):
             raise LostProcessError(
                 f"another process of the run has ended ({first_line(error)}), so this one stops too. Its own message says why,"
-                " if it could say anything. The same command goes on from the newest checkpoint."
+                " if it could. The same command resumes from the newest checkpoint."
             ) from None
         raise
     accelerator.end_training()
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether gloo or NCCL could not reach another process. gloo raises no class of its own for that."""
-    words = (
-        "connection closed",
-        "connection reset",
-        "connection refused",
-        "broken pipe",
-        "timed out",
-        "socket",
-        "remote process",
-    )
+    """Return whether gloo or NCCL could not reach another process. gloo raises no class of its own for that."""
+    connection = ("connection closed", "connection reset", "connection refused")
+    words = (*connection, "broken pipe", "timed out", "socket", "remote process")
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
 
 

@@ -161,7 +161,7 @@ MEAN, SIGMA = npy("(1280,)", data=bytes(1280 * 8)), npy("(1280, 1280)", data=EYE
 BOMB_YAML = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 HEADER = b'{"layers.0.0.weight":{"dtype":"F32","shape":[%d],"data_offsets":[%d,%d]}%s}'
 ANOTHER = safetensors_file(HEADER % (4, 0, 16, b""), bytes(16))
-NONE_LEFT = "no whole checkpoint"
+NONE_LEFT = "no usable checkpoint"
 
 # What is done, and words of the line that must come.
 ATTACKS: dict[str, tuple[Attack, str]] = {

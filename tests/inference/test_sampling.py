@@ -68,7 +68,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-00000004" / "ema.safetensors").write_bytes(b"")
     assert load_generator(tmp_path / "run").step == 2
-    assert "Taking step 2 instead." in capsys.readouterr().err
+    assert "step-00000002 is used instead." in capsys.readouterr().err
     assert load_generator(tmp_path / "run", "raw").step == 4
 
 
