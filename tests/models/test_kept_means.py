@@ -54,3 +54,31 @@ def test_kept_means_are_those_of_the_present_weight_and_constant(
     direction = torch.randn_like(found)
     ours, theirs = (torch.autograd.grad((output * direction).sum(), x)[0] for output in (found, convolve(x)))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_what_g_learns_of_a_shift_between_its_images_and_real_ones() -> None:
+    """The change of the fakes' mean logit when a constant is added to all fakes: docs/msn.md, for a linear network.
+
+    Nothing where fakes are centred alone, half of spectral norm's where they are centred with real ones, all of it with kept
+    means.
+    """
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(*channels, 1, bias=False) for channels in ((2, 3), (3, 3), (3, 4))]
+    network = nn.Sequential(*(MeanSpectralNorm(layer) for layer in layers), nn.Conv2d(4, 1, 1)).double()
+    real, fake = torch.randn(2, 6, 2, 4, 4, dtype=torch.float64)
+    shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def slope(logits: torch.Tensor) -> float:
+        return torch.autograd.grad(logits.mean(), shift)[0].item()
+
+    direction = torch.ones(1, 2, 1, 1, dtype=torch.float64)
+    for module in network:
+        weight = module.weight().detach() if isinstance(module, MeanSpectralNorm) else module.weight.detach()
+        direction = torch.conv2d(direction, weight)
+    alone, joint = slope(network(fake + shift)), slope(network(torch.cat([real, fake + shift]))[6:])
+    with kept_means(network):
+        kept = slope(network(fake + shift))
+    assert abs(direction.item()) > 0.01
+    assert alone == pytest.approx(0, abs=1e-12)
+    assert joint == pytest.approx(direction.item() / 2, rel=1e-9)
+    assert kept == pytest.approx(direction.item(), rel=1e-9)
