@@ -30,7 +30,7 @@ TEST = $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 help:
 	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
-	@echo "make test       set up, then run all tests (some 12 minutes on two cores): [JOBS=2]"
+	@echo "make test       set up, then run all tests but the faults: [JOBS=2]"
 	@echo "make test-fast  the tests that need less than a minute together"
 	@echo "make faults     kill, fill, damage and overload on purpose (half an hour: see docs/faults.md)"
 	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
