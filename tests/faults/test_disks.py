@@ -16,7 +16,7 @@ import pytest
 from gan.runs import checkpoints
 from tests.conftest import TINY
 from tests.training.test_resume import contents
-from tests.workers import in_process, train_on_a_slow_disk, train_to_the_end
+from tests.workers import in_process, run_to_the_end, train_on_a_slow_disk, train_to_the_end
 
 STEPS = ["training.steps=40", "checkpoint.every=2", "checkpoint.keep=2", "samples.every=10", "training.batch_size=4"]
 ROOT = Path(__file__).parent.parent.parent
@@ -108,7 +108,7 @@ def check_stopped_and_goes_on(
     assert contents(folder / "run") == calm
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_full_disk_stops_a_run_in_one_line_and_with_room_it_goes_on(
     disk: Callable[[str], Path], calm: dict[str, object]
 ) -> None:
@@ -163,6 +163,24 @@ def test_a_run_that_finds_any_amount_of_room_never_leaves_half_a_thing(
     done = train(folder)
     assert done.returncode == 0, done.stderr
     assert contents(folder / "run") == calm
+
+
+def train_limited(arguments: list[str], file_bytes: int, errors: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    run_to_the_end("train", arguments, errors)
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_save_says_so_in_one_line_and_goes_on_where_it_can(tmp_path: Path) -> None:
+    words, run, errors = [*TINY, *STEPS, f"run.dir={tmp_path}", "run.name=run"], tmp_path / "run", tmp_path / "errors"
+    assert in_process(train_to_the_end, words) == 0
+    expected = contents(run)
+    shutil.rmtree(run)
+    assert in_process(train_limited, words, 4000, errors) == 2  # a picture has more bytes
+    line = the_one_line(errors.read_text())
+    assert "File too large" in line
+    assert in_process(train_to_the_end, words) == 0
+    assert contents(run) == expected
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -17,41 +19,40 @@ from gan.runs import checkpoints
 from tests.conftest import command
 from tests.faults.test_disks import ROOT, the_one_line
 from tests.training.test_resume import contents
-from tests.workers import run_together, train_here
+from tests.workers import run_to_the_end, run_together, start_together, train_here
 
 Tiny = Callable[..., list[str]]
 LONG = ["training.steps=100000", "checkpoint.every=2", "training.batch_size=4", "samples.every=0"]
 
 
-def start(arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(processes: int, arguments: list[str], errors: Path) -> list[ForkServerProcess]:
+    """Start ``train.py`` in connected processes, whose stderr goes to the files ``errors``/RANK."""
+    errors.mkdir(exist_ok=True)
+    return start_together(processes, train_as_rank, arguments, errors)
 
 
-def wait_for(ready: Callable[[], object], *processes: "subprocess.Popen[str]") -> None:
+def train_as_rank(arguments: list[str], errors: Path) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a program that is started at the shell
+    run_to_the_end("train", arguments, errors / os.environ.get("RANK", "0"))
+
+
+def wait_for(ready: Callable[[], object], alive: Callable[[], bool]) -> None:
     end = time.monotonic() + 120
     while not ready():
-        assert time.monotonic() < end
-        assert all(process.poll() is None for process in processes), [process.communicate() for process in processes]
+        assert time.monotonic() < end and alive()
         time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_a_second_process_is_told_who_holds_the_folder(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs" / "tiny"
-    with start(tiny(*LONG)) as first:
-        wait_for(lambda: checkpoints.steps(run / "checkpoints"), first)
-        assert command(tiny(*LONG)) == 2
-        line = the_one_line(capsys.readouterr().err)
-        assert f"another process is training in it (process {first.pid} on {socket.gethostname()} since 20" in line
-        first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=60)
+    (first,) = start(1, tiny(*LONG), tmp_path / "errors")
+    wait_for(lambda: checkpoints.steps(run / "checkpoints"), first.is_alive)
+    assert command(tiny(*LONG)) == 2
+    line = the_one_line(capsys.readouterr().err)
+    assert f"another process is training in it (process {first.pid} on {socket.gethostname()} since 20" in line
+    first.terminate()
+    first.join(60)
     assert (run / ".lock").read_bytes() == b""
 
 
@@ -59,19 +60,19 @@ def test_a_second_process_is_told_who_holds_the_folder(tiny: Tiny, tmp_path: Pat
 def test_workers_that_outlive_a_killed_run_do_not_hold_its_folder(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     streamed = tiny(*LONG, "data.memory_gb=0", "data.workers=2")
-    with start(streamed) as first:
-        wait_for(lambda: checkpoints.steps(run / "checkpoints"), first)
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-        assert len(children) >= 2
+    (first,) = start(1, streamed, tmp_path / "errors")
+    wait_for(lambda: checkpoints.steps(run / "checkpoints"), first.is_alive)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    assert len(children) >= 2
+    for child in children:
+        os.kill(int(child), signal.SIGSTOP)  # as slow as can be
+    try:
+        first.kill()
+        first.join(60)
+        assert command([*streamed, "training.steps=1"]) == 0
+    finally:
         for child in children:
-            os.kill(int(child), signal.SIGSTOP)  # as slow as can be
-        try:
-            first.kill()
-            first.wait(60)
-            assert command([*streamed, "training.steps=1"]) == 0
-        finally:
-            for child in children:
-                os.kill(int(child), signal.SIGKILL)
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_file_system_without_locks_is_named_and_the_run_goes_on(
@@ -96,27 +97,19 @@ def test_a_refused_process_leaves_the_folder_free(tiny: Tiny, tmp_path: Path, ca
     assert command(tiny("training.steps=3", "checkpoint.every=1")) == 0
 
 
-def two(arguments: list[str]) -> list["subprocess.Popen[str]"]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
-    return [start(arguments, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dying", [0, pytest.param(1, marks=pytest.mark.faults)])
 def test_when_one_of_two_processes_dies_the_other_says_so_and_the_run_goes_on(dying: int, tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
-    processes = two(tiny(*LONG))
-    wait_for(lambda: checkpoints.steps(run / "checkpoints"), *processes)
+    processes = start(2, tiny(*LONG), tmp_path / "errors")
+    wait_for(lambda: checkpoints.steps(run / "checkpoints"), lambda: all(process.is_alive() for process in processes))
     processes[dying].kill()
     other = processes[1 - dying]
     began = time.monotonic()
-    _, errors = other.communicate(timeout=60)
+    other.join(60)
     assert time.monotonic() - began < 30
-    processes[dying].communicate()
-    assert other.returncode == 1, errors
+    errors = (tmp_path / "errors" / f"{1 - dying}").read_text()
+    assert other.exitcode == 1, errors
     assert "another process of the run has ended" in the_one_line(errors)
     found = checkpoints.newest(run / "checkpoints", print)
     assert found is not None
@@ -143,7 +136,7 @@ def test_under_accelerates_launcher_a_death_ends_the_whole_run(tiny: Tiny, tmp_p
         words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as launcher:  # fmt: skip
-        wait_for(lambda: checkpoints.steps(run / "checkpoints"), launcher)
+        wait_for(lambda: checkpoints.steps(run / "checkpoints"), lambda: launcher.poll() is None)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         _, errors = launcher.communicate(timeout=90)

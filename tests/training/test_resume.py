@@ -99,8 +99,8 @@ def test_a_run_killed_at_touches_of_the_disk_goes_on_bit_for_bit(tmp_path: Path,
         assert in_process(train_to_the_end, arguments) == 0
         assert contents(run) == expected, f"killed at touch {at}"
         subprocess.run(["rm", "-r", str(run)], check=True)
-        at += 24  # tests/faults/test_kills.py dies at each
-    assert kills > 3
+        at += 36  # tests/faults/test_kills.py dies at each
+    assert kills > 2
 
 
 @pytest.mark.slow
