@@ -4,8 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+from gan.config import GanConfig, load_config
 from gan.utils import cli
+from gan.utils.errors import UserError
+from gan.utils.settings import loads, refuse_other_program
 
 DEFAULT = cli.find_config("digits_msngan")
 EXAMPLES = """examples:
@@ -26,9 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
-    from gan.config import load_config
-
-    config = load_config(cli.find_config(options.config), options.overrides)
+    config = _load(cli.find_config(options.config), options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.
     from eval.scoring import open_training_scorer
@@ -38,6 +40,17 @@ def main(arguments: Sequence[str]) -> int:
 
     train_and_score = partial(train, open_scorer=open_training_scorer)
     return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run)
+
+
+def _load(path: Path, overrides: Sequence[str]) -> GanConfig:
+    try:
+        return load_config(path, overrides)
+    except UserError:
+        if not loads(GanConfig, path):
+            from study.config import StudyConfig  # imports torch, which takes seconds
+
+            refuse_other_program(path, StudyConfig, "python -m study train")
+        raise
 
 
 console = cli.program(main)

@@ -123,9 +123,9 @@ class EvaluationConfig:
     extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = setting(
         "inception", "feature extractor, see eval/extractors.py", changeable=True
     )
-    weights: str | None = setting(None, "file with the extractor's weights; null: the published ones", changeable=True)
+    weights: str | None = setting(None, "file with the extractor's weights; null: the published ones", path=True, changeable=True)
     reference: str | None = setting(
-        None, "real images as NAME[:SPLIT], folder, .zip or .npz; null: the training images", changeable=True
+        None, "real images as NAME[:SPLIT], folder, .zip or .npz; null: the training images", path=True, changeable=True
     )
 
 

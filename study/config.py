@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gan.config import GanConfig
 from gan.utils import settings
+from gan.utils.errors import UserError
 from gan.utils.setting_fields import setting
 from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, requirer
 from study.models import ModelName, Variant
@@ -12,7 +14,9 @@ from study.models import ModelName, Variant
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledDataConfig(DataConfig):
-    test_path: str | None = setting(None, "folder: directory or .zip of the test images, of the same classes", changeable=True)
+    test_path: str | None = setting(
+        None, "folder: directory or .zip of the test images, of the same classes", path=True, changeable=True
+    )
     held_out: float = setting(
         0.2, "share of the images kept for testing where there are no others (digits; folder without test_path)",
         above=0, below=1,
@@ -92,4 +96,9 @@ class StudyConfig(RunConfig):
 
 def load_study_config(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Return a classifier's settings, see ``gan.utils.settings.load``."""
-    return settings.load(StudyConfig, path, overrides)
+    try:
+        return settings.load(StudyConfig, path, overrides)
+    except UserError:
+        if not settings.loads(StudyConfig, path):
+            settings.refuse_other_program(path, GanConfig, "python train.py")
+        raise

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from gan.config import GanConfig, GanTrainingConfig, OptimizerConfig, load_config
 from gan.utils.errors import UserError
-from gan.utils.setting_fields import describe_settings
+from gan.utils.setting_fields import describe_settings, walk
 from gan.utils.settings import check_processes, differences, flatten, keep_resolved, set_value, to_yaml
-from study.config import StudyConfig
+from study.config import StudyConfig, load_study_config
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -131,6 +131,84 @@ def test_a_value_out_of_range_is_refused_with_the_range(override: str, expected:
     key = override.partition("=")[0]
     with pytest.raises(UserError, match=f"^{re.escape(key)}=.*: {re.escape(expected)}$"):
         load_config(CONFIGS[-1].parent / "digits_msngan.yaml", [override])
+
+
+TEXTS = [
+    "0001",
+    "0x1F",
+    "12e3456",
+    "off",
+    "Yes",
+    "1_000",
+    "12:30:45",
+    "1.50",
+    "exp #3",
+    "2024-01-01",
+    "~",
+    "*a",
+    "!b",
+    "[1]",
+    "'q'",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_setting_is_what_follows_the_equals_sign(text: str, tmp_path: Path) -> None:
+    config = load_config(CONFIGS[-1].parent / "folder.yaml", [f"run.name={text}", f"data.path=./{text}", f"run.dir=a/{text}"])
+    assert (config.run.name, config.data.path, config.run.dir) == (text, f"./{text}", f"a/{text}")
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config(saved) == config
+
+
+@pytest.mark.parametrize("text", ["0001", "0x1F", "12e3456", "off", "1_000", "12:30:45", "1.50", "2024-01-01"])
+def test_a_text_setting_in_a_file_is_what_is_written_quoted_or_not(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for written in (text, f"'{text}'", f'"{text}"'):
+        path.write_text(f"run: {{name: {written}}}\ndata:\n  path: {written}\n")
+        config = load_config(path)
+        assert (config.run.name, config.data.path) == (text, text)
+
+
+def test_null_is_the_word_null_where_it_is_allowed(tmp_path: Path) -> None:
+    digits, path = CONFIGS[-1].parent / "digits_msngan.yaml", tmp_path / "a.yaml"
+    assert load_config(digits, ["data.path=null", "run.name=null"]).data.path is None
+    assert load_config(digits, ["run.name=null"]).run.name == "null"
+    assert load_config(digits, ["loss.clip=null"]).loss.clip is None
+    path.write_text("data: {path: null}\nloss: {clip: ~}\ntraining:\n")
+    assert (load_config(path).data.path, load_config(path).loss.clip) == (None, None)
+    path.write_text("data: {path: 'null'}")
+    assert load_config(path).data.path == "null"
+
+
+def test_lists_and_sections_are_read_as_yaml() -> None:
+    digits = CONFIGS[-1].parent / "study" / "digits_cnn3.yaml"
+    assert load_study_config(digits, ["probes.layers=[1, 2]"]).probes.layers == [1, 2]
+    assert load_study_config(digits, ["probes={layers: null, bins: 7}"]).probes.bins == 7
+    for pair in ("probes.layers=2", "probes.layers={a: 1}", "probes.layers=[1.5]"):
+        with pytest.raises(UserError, match=r"^probes\.layers"):
+            load_study_config(digits, [pair])
+
+
+def test_a_tilde_is_the_home_folder_in_every_setting_that_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    gan = load_config(
+        CONFIGS[-1].parent / "folder.yaml",
+        ["run.dir=~/runs", "data.path=~", "evaluation.weights=~/w.pth", "evaluation.reference=~/r.npz", "run.name=~"],
+    )
+    found = (gan.run.dir, gan.data.path, gan.evaluation.weights, gan.evaluation.reference, gan.run.name)
+    assert found == (f"{tmp_path}/runs", str(tmp_path), f"{tmp_path}/w.pth", f"{tmp_path}/r.npz", "~")
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {name: folder, path: ./~, test_path: ~/test}")
+    assert (load_study_config(path).data.path, load_study_config(path).data.test_path) == ("./~", f"{tmp_path}/test")
+
+
+def test_each_setting_that_names_a_file_is_declared_as_a_path() -> None:
+    for kind in (GanConfig, StudyConfig):
+        texts = {key for key, about, _ in walk(kind()) if not about.path} & {
+            row.key for row in describe_settings(kind) if "str" in row.type
+        }
+        assert texts <= {"run.name", "tracking.wandb_project", "evaluation.reference_made_by"}
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:

@@ -27,6 +27,14 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be created ({error.strerror}). Give a folder that can.") from None
 
 
+def expand_home(path: str) -> str:
+    """Return ``path`` with a leading ~ or ~USER replaced by the home folder. Raises UserError where there is none."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (pathlib would also remove the ./ of ./~)
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: {path.partition('/')[0]} has no home folder here. Write the whole path, or ./{path}.")
+    return expanded
+
+
 def cache_root() -> Path:
     """Return the cache folder: $MSNGAN_CACHE, or msngan in the user's cache folder."""
     if folder := os.environ.get("MSNGAN_CACHE"):

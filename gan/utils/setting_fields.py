@@ -16,6 +16,7 @@ class Setting:
     below: float | None = None  # exclusive
     at_most: float | None = None
     null: str = ""  # what null stands for, where an error message should mention it
+    path: bool = False  # a file or folder, where a leading ~ stands for the home folder
     changeable: bool = False  # may differ between a run and its continuation, because it changes no weight
     resolved: bool = False  # the default leaves the value to the machine or the data; a continuation keeps the run's value
 

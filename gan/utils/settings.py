@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import read_file
 from gan.utils.setting_fields import setting, walk
-from gan.utils.yaml_settings import merge, one_line, section_names
+from gan.utils.yaml_settings import update_from_pair, update_from_text
 
 MAX_BYTES = 2**16  # of a configuration file; one with all settings has 2,500
 Norm: TypeAlias = Literal["none", "batch", "spectral", "mean_spectral"]
@@ -20,7 +19,7 @@ Require: TypeAlias = Callable[[bool, str, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    dir: str = setting("runs", "folder that holds all runs", changeable=True)
+    dir: str = setting("runs", "folder that holds all runs", path=True, changeable=True)
     name: str = setting("unnamed", "name of the run's folder; default: the name of the configuration file", changeable=True)
 
 
@@ -33,6 +32,7 @@ class DataConfig:
     path: str | None = setting(
         None,
         "folder: directory or .zip of the images; others: where the files are, or are downloaded to (null: data/NAME)",
+        path=True,
         changeable=True,
     )
     split: Literal["train", "test"] = setting("train", "split of a named data set; folder and digits have only train")
@@ -140,26 +140,38 @@ def load(kind: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
 
     Raises UserError for a file that cannot be read, an unknown key, a wrong type or an impossible combination.
     """
-    settings = OmegaConf.structured(kind(run=FolderConfig(name=path.stem)))
     try:
         text = read_file(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise UserError(f"configuration {path}: {reason}. Give a YAML file such as those in configs/.") from None
-    names = section_names(kind())
-    settings = merge(settings, text, str(path), names)
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{override!r}: expected key=value, such as seed=1 (a file goes after --config).")
-        settings = merge(settings, override, override, names, dotted=True)
     try:
-        config = OmegaConf.to_object(settings)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {one_line(error, names)}") from None
-    assert isinstance(config, kind)
+        config = update_from_text(kind(run=FolderConfig(name=path.stem)), text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    for pair in overrides:
+        try:
+            config = update_from_pair(config, pair)
+        except ValueError as error:
+            said = str(error)
+            raise UserError(said if said.startswith(pair.partition("=")[0]) else f"{pair!r}: {said}") from None
     config.check()
     return config
+
+
+def loads(kind: type[RunConfig], path: Path) -> bool:
+    """Return whether the file at ``path`` holds settings of ``kind``, and nothing else."""
+    try:
+        load(kind, path)
+    except UserError:
+        return False
+    return True
+
+
+def refuse_other_program(path: Path, other: type[RunConfig], command: str) -> None:
+    """Raise UserError that names ``command`` where the file at ``path`` holds settings of its kind, ``other``."""
+    if loads(other, path):
+        raise UserError(f"{path}: settings of another program. Run it with: {command} --config {path}")
 
 
 def flatten(settings: Any) -> Iterator[tuple[str, Any]]:

@@ -326,7 +326,7 @@ YAML = {
     "nested lists": ("seed: " + "[" * 20_000, "nested 21 deep"),
     "nested sections": ("".join(" " * i + "a:\n" for i in range(300)), "nested 21 deep"),
     "too large": ("# " + "x" * MAX_BYTES, "at most 65,536 are read"),
-    "a number of 5,000 digits": ("seed: " + "9" * 5000, "4300 digits"),
+    "a number of 5,000 digits": ("seed: " + "9" * 5000, "must be below 2^63"),
     "a number beyond 8 bytes": ("seed: 99999999999999999999999\n", "must be below 2^63"),
     "not a number": ("optimizer: {d_lr: .nan}\n", "must be a positive number"),
     "infinitely many": ("training: {steps: .inf}\n", "training.steps"),
@@ -349,7 +349,7 @@ def test_a_hostile_configuration_is_refused(kind: str, tmp_path: Path, monkeypat
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("pair", ["run.name=${oc.env:HOME}", "data.path=!x", "seed=*a", "seed=" + "[" * 5000])
+@pytest.mark.parametrize("pair", ["run.name=${oc.env:HOME}", "data={path: !x 1}", "data={path: *a}", "model=" + "[" * 5000])
 def test_a_setting_on_the_command_line_is_read_as_strictly(pair: str) -> None:
     with pytest.raises(UserError, match=r"looked up|tags|anchors|nested"):
         load_config(Path("configs/digits_msngan.yaml"), [pair])
