@@ -1,10 +1,11 @@
 """GANs with batch norm, spectral norm and mean spectral norm: the layers, and trained generators.
 
-The layers work in a network of one's own. One power iteration before each update of the weights keeps sigma up to date::
+The layers work in a network of one's own. Each forward pass in training mode takes a power iteration, which keeps sigma up to
+date::
 
     import torch
     from torch import nn
-    from gan import MeanSpectralNorm, SpectralNorm, power_iterate
+    from gan import MeanSpectralNorm, SpectralNorm
 
     network = nn.Sequential(
         MeanSpectralNorm(nn.Conv2d(3, 16, 4, stride=2, padding=1)), nn.LeakyReLU(0.1),
@@ -12,7 +13,6 @@ The layers work in a network of one's own. One power iteration before each updat
     )
     optimizer = torch.optim.Adam(network.parameters())
     for images in (torch.randn(8, 3, 32, 32) for _ in range(3)):
-        power_iterate(network)
         optimizer.zero_grad()
         network(images).mean().backward()
         optimizer.step()
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gan.models.batch_norm import BatchNorm
     from gan.models.mean_spectral_norm import MeanSpectralNorm
     from gan.models.norms import normalize
-    from gan.models.spectral_norm import SpectralNorm, power_iterate
+    from gan.models.spectral_norm import SpectralNorm, iterate_explicitly, power_iterate
 
     __version__: str
 
@@ -37,13 +37,14 @@ _MODULES = {
     "MeanSpectralNorm": "gan.models.mean_spectral_norm",
     "SpectralNorm": "gan.models.spectral_norm",
     "TrainedGenerator": "gan.inference.generator",
+    "iterate_explicitly": "gan.models.spectral_norm",
     "load_generator": "gan.inference.generator",
     "normalize": "gan.models.norms",
     "power_iterate": "gan.models.spectral_norm",
 }
 __all__ = [
-    "BatchNorm", "MeanSpectralNorm", "SpectralNorm", "TrainedGenerator", "__version__", "load_generator", "normalize",
-    "power_iterate",
+    "BatchNorm", "MeanSpectralNorm", "SpectralNorm", "TrainedGenerator", "__version__", "iterate_explicitly", "load_generator",
+    "normalize", "power_iterate",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.models.norms import SpectralNorm, normalize, normalize_input, power_iterate
+from gan.models.norms import SpectralNorm, iterate_explicitly, normalize, normalize_input, power_iterate
 
 SLOPE = 0.1  # negative slope of LeakyReLU, the activation of all models in the paper
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
@@ -66,7 +66,7 @@ def _convolutional(
     except RuntimeError:
         raise ValueError(f"images of {size}x{size} are too small for this network") from None
     dense = normalize(nn.Linear(width, classes), norm, output=True)
-    return nn.Sequential(*features, dense).train()
+    return iterate_explicitly(nn.Sequential(*features, dense)).train()
 
 
 def _in_weights(norm: str) -> str:
@@ -119,7 +119,7 @@ def densenet_bc(
     if size < 4:
         raise ValueError(f"images of {size}x{size} are too small for this network")
     dense = normalize(nn.Linear(width, classes), norm, output=True)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense)
+    return iterate_explicitly(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense))
 
 
 BUILDERS: dict[ModelName, Callable[..., nn.Module]] = {"cnn3": cnn3, "vgg7": vgg7, "densenet_bc": densenet_bc}

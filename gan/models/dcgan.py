@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gan.models.norms import Layer, normalize
+from gan.models.norms import Layer, iterate_explicitly, normalize
 
 SLOPE = 0.1  # of LeakyReLU, in the discriminator
 
@@ -62,7 +62,7 @@ class Generator(nn.Module):
             layers += [normalize(_initialise(up, init_std), own, gain=gain), nn.ReLU(inplace=True)]
         image = nn.Conv2d(c, image_channels, 3, 1, 1)
         layers += [normalize(_initialise(image, init_std), last, output=True), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+        self.layers = iterate_explicitly(nn.Sequential(*layers))
 
     def forward(self, z: Tensor) -> Tensor:
         images: Tensor = self.layers(z)
@@ -99,7 +99,7 @@ class Discriminator(nn.Module):
             layers += [normalized, nn.LeakyReLU(SLOPE, inplace=True)]
             before = after
         dense = _initialise(nn.Linear(8 * c * (image_size // 8) ** 2, 1), init_std)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), normalize(dense, last, output=True))
+        self.layers = iterate_explicitly(nn.Sequential(*layers, nn.Flatten(), normalize(dense, last, output=True)))
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.layers(images)

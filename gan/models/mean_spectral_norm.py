@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
 from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, apply_to_patch, arguments_of
-from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision
+from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision, is_autocast
 
 
 class MeanSpectralNorm(SpectralNorm):
@@ -25,12 +25,15 @@ class MeanSpectralNorm(SpectralNorm):
     which needs no pass over the output. bf16 autocast rounds that bias, which leaves up to 2^-9 of E[h] in the output's mean.
     """
 
-    def __init__(self, layer: Layer, *, momentum: float = 0.1, gain: bool = False, initial_iterations: int = 15) -> None:
+    def __init__(
+        self, layer: Layer, *, momentum: float = 0.1, gain: bool = False, initial_iterations: int = 15, iterations: int = 1
+    ) -> None:
         """Wrap ``layer``. ``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm.
 
-        Raises ValueError for a convolution whose padding is not zeros, or is given as a word such as "same".
+        Raises TypeError for a layer that SpectralNorm does not know, and ValueError for a convolution whose padding is not zeros,
+        or is given as a word such as "same".
         """
-        super().__init__(layer, initial_iterations=initial_iterations)
+        super().__init__(layer, initial_iterations=initial_iterations, iterations=iterations)
         if not isinstance(layer, nn.Linear) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
             raise ValueError(f"padding_mode={layer.padding_mode}, padding={layer.padding}: expected zeros, and numbers")
         channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
@@ -48,13 +51,13 @@ class MeanSpectralNorm(SpectralNorm):
 
         Raises ValueError in training when a channel has a single value.
         """
-        weight = self.weight()
+        weight = self.weight_of_pass()
         if self.gain is not None:
             outputs = int(isinstance(self.layer, nn.ConvTranspose2d))  # the weight's dimension of output channels
             weight = weight * self.gain.view([-1 if d == outputs else 1 for d in range(weight.dim())])
         if not self.training:
             return apply_layer(self.layer, x, weight, self.m - self.running_mean)
-        rounded = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        rounded = torch.get_autocast_dtype(x.device.type) if is_autocast(x.device.type) else x.dtype
         with full_precision(x.device.type):
             output, mean = self._centred(x.to(rounded), weight)
         if output.numel() // len(mean) * processes() == 1:

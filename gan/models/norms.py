@@ -8,11 +8,18 @@ from torch import nn
 
 from gan.models.batch_norm import BatchNorm
 from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, kept_means
-from gan.models.spectral_norm import Layer, SpectralNorm, power_iterate, shared_spectral_weights
+from gan.models.spectral_norm import (
+    Layer,
+    SpectralNorm,
+    iterate_explicitly,
+    power_iterate,
+    require_supported,
+    shared_spectral_weights,
+)
 
 __all__ = [
-    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "kept_means", "normalize", "normalize_input",
-    "power_iterate", "shared_spectral_weights",
+    "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "SpectralNorm", "iterate_explicitly", "kept_means",
+    "normalize", "normalize_input", "power_iterate", "shared_spectral_weights",
 ]  # fmt: skip
 
 
@@ -26,8 +33,9 @@ def normalize(
     ``gain`` gives mean_spectral a learned factor per channel; other norms ignore it. ``twice_differentiable`` selects
     implementations with a second derivative, which a gradient penalty needs.
 
-    Raises ValueError for an unknown norm.
+    Raises ValueError for an unknown norm, TypeError for another layer than a Conv2d, ConvTranspose2d or Linear.
     """
+    require_supported(layer)
     if norm == "none" or (norm == "batch" and output):
         return layer
     if norm == "batch":

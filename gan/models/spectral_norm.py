@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,20 @@ Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 def full_precision(device: str) -> AbstractContextManager[Any]:
     """Return a context without autocast. Where there is none, it is empty: entering autocast costs more than some layers."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()
+
+
+def is_autocast(device: str) -> bool:
+    """Return whether autocast is on. torch raises an error when it is asked about "meta", where nothing is computed."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def require_supported(layer: nn.Module) -> None:
+    """Raise TypeError for a layer that the norms do not know, and ValueError for one whose weight has no shape yet."""
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        raise TypeError(f"{type(layer).__name__}: expected a Conv2d, ConvTranspose2d or Linear")
+    if nn.parameter.is_lazy(layer.weight):
+        raise ValueError(f"{type(layer).__name__}: its weight has no shape yet. Pass a batch through it first.")
 
 
 class SpectralNorm(nn.Module):
@@ -25,20 +38,29 @@ class SpectralNorm(nn.Module):
     keeps u and v; its gradient u v^T gives Eq. 8-9. sigma is not the operator norm of a convolution, which can be up to
     ceil(kernel / stride) times larger in each layer.
 
-    Only ``power_iteration`` changes u and v. Call it once before each update of the weights: all forward passes of that
-    update, those of the other player's update and those of an evaluation then use the same u and v.
+    Each forward pass in training mode takes ``iterations`` power iterations first. After ``iterate_explicitly(network)`` only
+    ``power_iterate(network)`` changes u and v: the form for losses of several forward passes, as those of a GAN. Called once
+    before each update of the weights, it lets all passes of that update, those of the other player's update and those of an
+    evaluation use the same u and v.
+
+    W may have any scale, zero included: u and v are never zero, and cW gives the same layer as W. An all-zero W stays zero,
+    and is normalised as soon as it is not. On other devices than a CPU, sigma itself must be a normal number of W's precision.
     """
 
-    def __init__(self, layer: Layer, *, initial_iterations: int = 15) -> None:
-        """Wrap ``layer``, a Conv2d, ConvTranspose2d or Linear that has its initial weight."""
+    def __init__(self, layer: Layer, *, initial_iterations: int = 15, iterations: int = 1) -> None:
+        """Wrap ``layer``, a Conv2d, ConvTranspose2d or Linear that has its initial weight. Raises TypeError for another layer."""
         super().__init__()
+        require_supported(layer)
         self.layer = layer
+        self.iterations = iterations
         weight = layer.weight
         outputs = weight.shape[1] if self._transposed else weight.shape[0]
         self.u: Tensor
         self.v: Tensor
         self.register_buffer("u", F.normalize(torch.randn(outputs, dtype=weight.dtype), dim=0).to(weight.device))
-        self.register_buffer("v", torch.zeros(weight.numel() // outputs, dtype=weight.dtype, device=weight.device))
+        rest = weight.numel() // outputs
+        start = F.normalize(torch.linspace(1, 2, rest, dtype=torch.float64), dim=0)  # kept only while W is zero
+        self.register_buffer("v", start.to(weight))
         self._kept: Tensor | None = None  # W / sigma(W) within `shared_spectral_weights`
         self.power_iteration(initial_iterations)
 
@@ -51,10 +73,11 @@ class SpectralNorm(nn.Module):
         """Move u (outputs,) and v (rest,) towards the singular vectors of the largest singular value."""
         matrix, _, backwards = as_matrix(self.layer.weight, self._transposed)
         with full_precision(matrix.device.type):
-            v = self.v
+            v, scale = self.v, _root_of_scale(self.layer.weight)
             for _ in range(iterations):
-                v = F.normalize(matrix.T @ self.u, dim=0)
-                self.u.copy_(F.normalize(matrix @ v, dim=0))
+                # Other vectors where these are mapped to zero: W is zero, or is new and has other singular vectors.
+                v = _unit(matrix.T @ (self.u * scale) * scale, otherwise=v.roll(1))
+                self.u.copy_(_unit(matrix @ (v * scale) * scale, otherwise=len(self.u) ** -0.5))
             if iterations:
                 self.v.copy_(backwards(v))
 
@@ -64,13 +87,33 @@ class SpectralNorm(nn.Module):
 
     def weight(self) -> Tensor:
         """Return W / sigma(W), in W's shape. An all-zero W stays zero."""
-        if self._kept is not None:
-            return self._kept
-        weight: Tensor = _DivideBySigma.apply(self.layer.weight, self.u, self.v, self._transposed)
-        return weight
+        return self._kept if self._kept is not None else self._divided(self.u, self.v)
+
+    def weight_of_pass(self) -> Tensor:
+        """Return W / sigma(W) for a forward pass, after the power iterations that belong to one in training mode."""
+        if self._kept is not None or not self.training or not self.iterations:
+            return self.weight()
+        self.power_iteration(self.iterations)
+        return self._divided(self.u.clone(), self.v.clone())  # the next pass may change u and v before this one's backward pass
+
+    def _divided(self, u: Tensor, v: Tensor) -> Tensor:
+        weight, _ = _DivideBySigma.apply(self.layer.weight, u, v, self._transposed)
+        return cast(Tensor, weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply_layer(self.layer, x, self.weight(), self.layer.bias)
+        return apply_layer(self.layer, x, self.weight_of_pass(), self.layer.bias)
+
+
+def _root_of_scale(weight: Tensor) -> Tensor:
+    """Return 1 for a ``weight`` of ordinary scale; else c such that squares of c^2 W neither overflow nor vanish."""
+    largest, limits = torch.linalg.vector_norm(weight, float("inf")), torch.finfo(weight.dtype)
+    return torch.rsqrt(largest / largest.clamp(max(1e-10, limits.tiny), min(1e10, limits.max)))
+
+
+def _unit(vector: Tensor, otherwise: Tensor | float) -> Tensor:
+    """Return ``vector`` divided by its norm; ``otherwise`` where that is zero or not a number."""
+    norm = vector.norm(2, 0, keepdim=True)
+    return torch.where(norm > 0, vector / norm, otherwise)
 
 
 def _sigma(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
@@ -84,23 +127,39 @@ def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
     return weight / (sigma + (sigma == 0))
 
 
+def _is_precise(sigma: Tensor) -> bool:
+    """Return whether a sum of products as large as ``sigma`` neither overflows nor loses digits to the smallest numbers."""
+    limits = torch.finfo(sigma.dtype)
+    return limits.tiny / limits.eps < abs(float(sigma)) <= limits.max
+
+
 class _DivideBySigma(torch.autograd.Function):
-    """W / sigma(W) with sigma = u^T W v.
+    """W -> W / sigma(W), sigma(W) with sigma = u^T W v, which is not differentiated as an output.
 
     The backward pass is Eq. 8-9, (G - <G, W / sigma> u v^T) / sigma, in two passes over G. For a second derivative, autograd
     differentiates the definition instead.
     """
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
+    def forward(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
         sigma = _sigma(weight, u, v, transposed)
-        divided = _divide(weight, sigma)
-        context.save_for_backward(weight, divided, sigma, u, v)
-        context.transposed = transposed
-        return divided
+        if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_precise(sigma):
+            largest = weight.abs().amax()
+            if 0 < largest < float("inf"):
+                scaled = weight / largest
+                divisor = _sigma(scaled, u, v, transposed)
+                return _divide(scaled, divisor), divisor * largest
+        return _divide(weight, sigma), sigma
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
+        weight, u, v, context.transposed = inputs
+        divided, sigma = output
+        context.mark_non_differentiable(sigma)
+        context.save_for_backward(weight, divided, sigma, u, v)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         weight, divided, sigma, u, v = context.saved_tensors
         transposed = context.transposed
         if torch.is_grad_enabled():
@@ -140,6 +199,17 @@ def power_iterate(network: nn.Module) -> None:
             module.power_iteration()
 
 
+N = TypeVar("N", bound=nn.Module)
+
+
+def iterate_explicitly(network: N) -> N:
+    """Return ``network``, whose layers take no power iterations of their own from now on: call ``power_iterate`` instead."""
+    for module in network.modules():
+        if isinstance(module, SpectralNorm):
+            module.iterations = 0
+    return network
+
+
 @contextmanager
 def shared_spectral_weights(network: nn.Module) -> Iterator[None]:
     """Compute and differentiate each W / sigma(W) of ``network`` once in the block, for any number of forward passes.
@@ -148,7 +218,7 @@ def shared_spectral_weights(network: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in network.modules() if isinstance(module, SpectralNorm)]
     for layer in layers:
-        layer._kept = layer.weight()
+        layer._kept = layer.weight_of_pass()
     try:
         yield
     finally:

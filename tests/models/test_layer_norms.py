@@ -127,7 +127,7 @@ def test_gain_is_differentiated() -> None:
         ([f"model.discriminator.layer_norms=[{','.join(['none'] * 8)}]"], "no layer has model.discriminator.norm=mean_spectral"),
         (["model.discriminator.layer_norms=[mean]"], "mean"),
         (["model.generator.gain=true"], "only mean_spectral has a gain"),
-        (["training.d_batches=apart"], "'joint_d'"),
+        (["training.d_batches=apart"], "joint_d"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
