@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config", default=str(DEFAULT), help="YAML file of settings, or the name of one in configs/")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
+    parser.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
     config = _load(cli.find_config(options.config), options.overrides)
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     from gan.training.gan_task import train
 
     train_and_score = partial(train, open_scorer=open_training_scorer)
-    return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run)
+    return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run, device=options.device)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> GanConfig:

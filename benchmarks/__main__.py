@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="images in class folders (default: random images)")
+    parser.add_argument("--data", type=cli.path, metavar="ZIP", help="images in class folders (default: random images)")
     parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default: 500)")
     parser.add_argument("--write", action="store_true", help="write the table into docs/speed.md")
     parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")

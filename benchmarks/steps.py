@@ -36,7 +36,7 @@ def precisions() -> dict[str, str]:
 
 def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStream, GanContext]:
     """Return the state, batches and context of a run with ``config`` before its first step. Nothing is written."""
-    accelerator = make_accelerator(cpu)
+    accelerator = make_accelerator("cpu" if cpu else None)
     images = load_images(config.data)
     config = resolve(config, images.channels, accelerator.device)
     context = GanContext.of(config, accelerator)

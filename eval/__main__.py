@@ -47,12 +47,18 @@ SPEC: digits, cifar10[:train|:test], mnist, fashion_mnist, cifar100, svhn, or th
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
+    if options.command in ("score", "compare") and str(options.weights) in ("ema", "raw"):
+        options.generator = str(options.weights)
+    elif options.command != "table2" and options.weights is not None:
+        options.extractor_weights = options.weights
     if options.command == "table2":
         table2(options)
         return 0
     if options.command == "reference" and options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: statistics are stored in a .npz file. Give a name that ends in .npz.")
-    with connected(options.cpu) as accelerator:
+    if options.command == "reference":
+        cli.refuse_existing(options)
+    with connected("cpu" if options.cpu else options.device) as accelerator:
         {"score": score, "compare": compare, "images": images, "reference": reference}[options.command](options, accelerator)
     return 0
 
@@ -66,11 +72,16 @@ def _parser() -> cli.Parser:
     size_help = "scale and crop all images to this width and height in pixels"
 
     score = commands.add_parser("score", parents=[common], help="score runs or checkpoints under named protocols")
-    score.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
+    score.add_argument(
+        "runs", type=cli.path, nargs="+", metavar="RUN", help="a run's folder, one of its checkpoints, or an export"
+    )
     purposes = "; ".join(f"{name}: {protocol.purpose}" for name, protocol in PROTOCOLS.items())
     score.add_argument("--protocol", nargs="+", required=True, choices=list(PROTOCOLS), help=purposes)
     score.add_argument(
-        "--floor", metavar="SPEC", help="held-out real images to score as if generated (default: some of the reference's)"
+        "--floor",
+        type=cli.path_or_name,
+        metavar="SPEC",
+        help="held-out real images to score as if generated (default: some of the reference's)",
     )
     score.add_argument(
         "--all", action="store_true", help="score every checkpoint and milestone that lacks a score, in the order of their steps"
@@ -79,9 +90,9 @@ def _parser() -> cli.Parser:
     _add_generator_options(score)
 
     compare = commands.add_parser("compare", parents=[common], help="tell which of two groups of trainings is better")
-    compare.add_argument("a", type=Path, nargs="+", metavar="A", help="runs or checkpoints that differ only by their seed")
+    compare.add_argument("a", type=cli.path, nargs="+", metavar="A", help="runs or checkpoints that differ only by their seed")
     compare.add_argument(
-        "--against", dest="b", type=Path, nargs="+", required=True, metavar="B", help="runs or checkpoints to compare A with"
+        "--against", dest="b", type=cli.path, nargs="+", required=True, metavar="B", help="runs or checkpoints to compare A with"
     )
     compare.add_argument(
         "--protocol", choices=list(PROTOCOLS), default="paper", help="number of images and of the reference (default paper)"
@@ -92,8 +103,8 @@ def _parser() -> cli.Parser:
     _add_generator_options(compare)
 
     images = commands.add_parser("images", parents=[common], help="compare two sets of images")
-    images.add_argument("a", metavar="A", help="SPEC or .npz statistics of the generated images")
-    images.add_argument("b", metavar="B", help="SPEC or .npz statistics of the real images")
+    images.add_argument("a", type=cli.path_or_name, metavar="A", help="SPEC or .npz statistics of the generated images")
+    images.add_argument("b", type=cli.path_or_name, metavar="B", help="SPEC or .npz statistics of the real images")
     images.add_argument("--size", type=cli.whole_number(1), help=size_help)
     images.add_argument("--splits", type=cli.whole_number(1), default=10, help="splits of A for the inception score (default 10)")
     images.add_argument(
@@ -101,30 +112,47 @@ def _parser() -> cli.Parser:
     )
 
     reference = commands.add_parser("reference", parents=[common], help="write statistics of a set, for eval and pytorch-fid")
-    reference.add_argument("spec", metavar="SPEC", help="real images")
-    reference.add_argument("--out", type=Path, required=True, metavar="FILE.npz", help="file to write")
+    reference.add_argument("spec", type=cli.path_or_name, metavar="SPEC", help="real images")
+    cli.add_out(reference, "file to write", metavar="FILE.npz")
     reference.add_argument("--size", type=cli.whole_number(1), help=size_help)
 
     table = commands.add_parser("table2", help="report the paper's Table II from scored runs, as Markdown, CSV and HTML")
-    table.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
-    table.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write into")
+    table.add_argument("runs", type=cli.path, nargs="+", metavar="RUN", help="a run's folder")
+    table.add_argument("--out", type=cli.path, required=True, metavar="FOLDER", help="folder to write into")
     table.add_argument("--extractor", choices=list(EXTRACTORS), help="extractor of the scores, where runs have several")
     return parser
 
 
 def _add_generator_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--reference", metavar="SPEC", help="real images, or .npz statistics (default: the run's own images)")
+    parser.add_argument(
+        "--reference",
+        type=cli.path_or_name,
+        metavar="SPEC",
+        help="real images, or .npz statistics (default: the run's own images)",
+    )
     parser.add_argument("--generator", choices=["ema", "raw"], help="average over training, or last weights (default: ema)")
+    parser.add_argument("--checkpoint", default="newest", metavar="WHICH", help=cli.CHECKPOINT)
     parser.add_argument("--seed", type=cli.whole_number(0), default=0, help="seed of the samples (default 0)")
 
 
 def _common_options() -> cli.Parser:
     common = cli.Parser(add_help=False)
     common.add_argument("--extractor", choices=list(EXTRACTORS), default="inception", help="network (default inception)")
-    common.add_argument("--weights", type=Path, metavar="FILE", help="the network's weights (default: the published ones)")
+    common.add_argument(
+        "--extractor-weights", type=cli.path, metavar="FILE", help="the extractor's weights (default: the published ones)"
+    )
+    common.add_argument(
+        "--weights",
+        type=cli.path,
+        metavar="ema|raw",
+        help="those of the generator, as --weights of `gan sample`; or a FILE, as --extractor-weights",
+    )
     common.add_argument("--batch-size", type=cli.whole_number(1), default=BATCH, help=f"images in one pass (default {BATCH})")
-    common.add_argument("--data", metavar="FOLDER", help="folder with the files of a named data set (default data/NAME)")
-    common.add_argument("--cpu", action="store_true", help="do not use GPUs")
+    common.add_argument(
+        "--data", type=cli.path_or_name, metavar="FOLDER", help="folder with the files of a named data set (default data/NAME)"
+    )
+    common.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
+    common.add_argument("--cpu", action="store_true", help="the same as --device cpu")
     common.add_argument("--json", action="store_true", help="print all scores with their protocol as JSON")
     common.add_argument(
         "--made-by",
@@ -136,7 +164,7 @@ def _common_options() -> cli.Parser:
 
 def _load_extractor(options: argparse.Namespace, accelerator: Accelerator) -> Extractor:
     """Return the chosen network. Call it after the runs or images are found: the weights may have to be downloaded."""
-    return on_all_in_turn(accelerator, partial(load_extractor, options.extractor, options.weights, accelerator.device))
+    return on_all_in_turn(accelerator, partial(load_extractor, options.extractor, options.extractor_weights, accelerator.device))
 
 
 def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -164,7 +192,8 @@ def _all_generators(options: argparse.Namespace, accelerator: Accelerator) -> It
     for run in options.runs:
         for folder in follow_generators(run, accelerator, wait=options.follow):
             try:
-                yield run, *_load_generators(options, accelerator, [folder])
+                generator = partial(load_generator, folder, options.generator, accelerator.device)
+                yield run, on_all(accelerator, generator)
             except UserError as error:
                 if accelerator.is_main_process:
                     log.warning(f"{error} Going on with the next.")
@@ -173,7 +202,7 @@ def _all_generators(options: argparse.Namespace, accelerator: Accelerator) -> It
 def _load_generators(options: argparse.Namespace, accelerator: Accelerator, paths: Sequence[Path]) -> list[TrainedGenerator]:
     load = partial(load_generator, weights=options.generator, device=accelerator.device)
     # The main process chooses the checkpoints: a run that is training may save newer ones before the others look.
-    folders = on_main(accelerator, lambda: [load(path).folder for path in paths])
+    folders = on_main(accelerator, lambda: [load(path, checkpoint=options.checkpoint).folder for path in paths])
     return [on_all(accelerator, partial(load, folder)) for folder in folders]
 
 

@@ -161,6 +161,8 @@ def _identity(extractor: str, checksum: str, resize: str, package: str) -> dict[
 
 def _inception_weights() -> Path:
     """Return the published weights file in torch hub's cache, after downloading and checking it if necessary."""
+    if not Path(torch.hub.get_dir()).is_absolute():  # torch leaves the ~ of its folder where there is no home
+        raise UserError("no home folder, in which downloaded weights are kept. Set TORCH_HOME, or give a file of weights.")
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / INCEPTION_FILES[0]
     try:

@@ -1,12 +1,15 @@
 """Extracted features on disk, found by the content of the images, the extractor and the versions that computed them."""
 
+import atexit
 import hashlib
 import io
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +36,17 @@ def digest(identity: Any) -> str:
 def cache_folder(images: dict[str, Any], extractor: Extractor) -> Path:
     """Return the folder for the features of the images with the identity ``images``."""
     made_with = {name: version(name) for name in ("torch", "torchvision", "pillow")} | {"device": extractor.device.type}
-    return cache_root() / digest({"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with})
+    return (cache_root() or _temporary_root()) / digest(
+        {"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with}
+    )
+
+
+@lru_cache
+def _temporary_root() -> Path:
+    """Return a folder that is removed at the end of this process."""
+    folder = tempfile.TemporaryDirectory(prefix="msngan-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 class FeatureCache:

@@ -23,6 +23,10 @@ A trained generator is loaded from a run, a checkpoint or an export: ``load_gene
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gan.utils.requirements import check_python
+
+check_python()
+
 if TYPE_CHECKING:
     from gan.inference.generator import TrainedGenerator, load_generator
     from gan.models.batch_norm import BatchNorm

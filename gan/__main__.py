@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gan.data.decoding import MAX_FILE_BYTES, decode
 from gan.inference import images as image_files
@@ -18,7 +17,7 @@ from gan.inference.export import export as export_generator
 from gan.inference.generator import TrainedGenerator, load_generator
 from gan.runs import checkpoints
 from gan.utils import cli
-from gan.utils.errors import UserError, first_line
+from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import read_file
 
@@ -30,7 +29,8 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out training.gif --animate
   python -m gan sample runs/digits_msngan --out kept.gif --animate checkpoints --count 16
   python -m gan sample runs/digits_msngan --out images.zip --single --count 2000
-  python -m gan sample runs/digits_msngan/checkpoints/step-00000500 --out raw.png --weights raw
+  python -m gan sample runs/digits_msngan --out best.png --checkpoint best
+  python -m gan sample runs/digits_msngan --out raw.png --checkpoint 500 --weights raw
   python -m gan export runs/digits_msngan --out exported
 """
 
@@ -68,23 +68,26 @@ def _add_export(commands: Any) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
-    parser.add_argument("--out", type=Path, required=True, help="what to write")
+    parser.add_argument("run", type=cli.path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
+    cli.add_out(parser, "what to write")
     parser.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
     weights = "averaged over training, or as trained (default: ema where kept)"
     parser.add_argument("--weights", choices=["ema", "raw"], help=weights)
-    parser.add_argument("--device", default="cpu", help="such as cpu or cuda:0 (default cpu)")
+    parser.add_argument("--device", type=cli.device, default="cpu", help="such as cpu or cuda:0 (default cpu)")
+    parser.add_argument("--checkpoint", default="newest", metavar="WHICH", help=cli.CHECKPOINT)
 
 
 def export(options: argparse.Namespace) -> None:
     """Write the generator of ``options.run`` as a folder of its own."""
+    cli.refuse_existing(options)
     with _writing(options.out):
-        export_generator(_generator(options, options.run), options.out, seed=options.seed or 0)
+        export_generator(_generator(options), options.out, seed=options.seed or 0)
 
 
 def sample(options: argparse.Namespace) -> None:
     """Write the pictures that ``options`` ask for."""
     out, count, seed = options.out, options.count or 64, options.seed or 0
+    cli.refuse_existing(options)
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if options.animate:
@@ -93,7 +96,7 @@ def sample(options: argparse.Namespace) -> None:
             return
         if not options.single:
             _require_ending(out, ".png", "a grid is a .png. For single images add --single.")
-        generator, columns = _generator(options, options.run), options.columns
+        generator, columns = _generator(options), options.columns
         network, dimension = generator.network, generator.config.model.latent_dim
         if options.single:
             image_files.save_images(sampling.generate(network, seed=seed, count=count, latent_dim=dimension), out)
@@ -119,7 +122,9 @@ def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_fi
         frames = [_frame(path) for path in sorted((options.run / "samples").glob("step-*.png"))]
         setting = "samples.every"
     else:
-        generators = (_generator(options, folder) for folder in checkpoints.steps(options.run / "checkpoints"))
+        generators = (
+            load_generator(folder, options.weights, options.device) for folder in checkpoints.steps(options.run / "checkpoints")
+        )
         frames = [image_files.grid(generator.sample(count, seed), options.columns) for generator in generators]
         setting = "checkpoint.every and checkpoint.keep"
     if len(frames) < 2:
@@ -135,11 +140,8 @@ def _frame(path: Path) -> image_files.Pixels:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def _generator(options: argparse.Namespace, path: Path) -> TrainedGenerator:
-    try:
-        return load_generator(path, options.weights, torch.device(options.device))
-    except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it does not know or have
-        raise UserError(f"--device {options.device}: {first_line(error)} Try --device cpu.") from None
+def _generator(options: argparse.Namespace) -> TrainedGenerator:
+    return load_generator(options.run, options.weights, options.device, options.checkpoint)
 
 
 @contextmanager

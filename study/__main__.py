@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from gan.training.command import run_command
 from gan.utils import cli
@@ -45,16 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
     sweep.add_argument("--retry", action="store_true", help="train runs again that diverged")
     for command in (train, sweep):
+        command.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     tables = commands.add_parser("tables", help="Tables I and III as Markdown and CSV: published, measured, difference")
     figures = commands.add_parser("figures", help="Figures 1 to 6 as PDF and PNG, from the records of runs")
-    tables.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="runs, or folders that contain runs")
-    figures.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
+    tables.add_argument("runs", nargs="*", type=cli.path, metavar="RUN", help="runs, or folders that contain runs")
+    figures.add_argument("runs", nargs="+", type=cli.path, metavar="RUN", help="runs, or folders that contain runs")
     speed = commands.add_parser("speed", help="measure the claim that SN and MSN train faster than BN (some minutes)")
     speed.add_argument("--rounds", type=cli.whole_number(1), default=10, metavar="N", help="steps under each norm (default: 10)")
     figures.add_argument("--rate", type=_rate, metavar="LR", help="learning rate to show (default: 0.001, else the largest)")
     for command in (tables, figures, speed):
-        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the files")
+        command.add_argument("--out", type=cli.path, required=True, metavar="FOLDER", help="folder for the files")
     return parser
 
 
@@ -93,13 +93,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     config = load_study_config(cli.find_config(options.config), options.overrides)
-    return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run)
+    return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run, device=options.device)
 
 
 def _sweep(options: argparse.Namespace) -> int:
     paths = [cli.find_config(name) for name in options.config]
     configs = sweep_configs(paths, options.norms, options.rates, options.seeds, options.overrides)
-    with connected() as accelerator:
+    with connected(options.device) as accelerator:
         code = sweep(configs, accelerator, retry=options.retry)
         if accelerator.is_main_process and (results := readable([config.folder for config in configs])):
             print(accuracy_table(results))

@@ -15,8 +15,9 @@ from gan.utils.safe_reading import open_regular
 _DIGEST = hashlib.sha256().digest_size  # bytes: a file is the SHA-256 of the pixels, then the pixels
 
 
-def _path(key: str) -> Path:
-    return cache_root() / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:32]
+def _path(key: str) -> Path | None:
+    root = cache_root()
+    return root and root / "pixels" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def load(key: str, shape: tuple[int, ...]) -> Pixels | None:
@@ -24,9 +25,11 @@ def load(key: str, shape: tuple[int, ...]) -> Pixels | None:
 
     ``key`` must name the images' content and everything that their decoding depends on.
     """
-    size = _DIGEST + math.prod(shape)
+    size, path = _DIGEST + math.prod(shape), _path(key)
+    if path is None:
+        return None
     try:
-        with open_regular(_path(key)) as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return None
             content = np.fromfile(file, dtype=np.uint8, count=size)
@@ -40,7 +43,8 @@ def load(key: str, shape: tuple[int, ...]) -> Pixels | None:
 
 def save(key: str, pixels: Pixels) -> None:
     """Save ``pixels`` (contiguous) under ``key``. A cache that cannot be written is ignored, since it only saves time."""
-    path = _path(key)
+    if (path := _path(key)) is None:
+        return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path.parent)

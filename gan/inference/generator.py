@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from gan.config import GanConfig, load_config
 from gan.inference import sampling
 from gan.models.build import build_generator
-from gan.runs import checkpoints
+from gan.runs import checkpoints, scores
+from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
+from gan.utils.files import expand_home
 from gan.utils.settings import set_value
 
 log = logging.getLogger(__name__)
@@ -21,7 +24,7 @@ Weights = Literal["ema", "raw"]
 WEIGHT_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedGenerator:
     """A generator in evaluation mode, and where it came from."""
 
@@ -36,28 +39,67 @@ class TrainedGenerator:
 
         A sample is a function of (seed, index) alone, whatever the range of the call.
 
-        Raises UserError for a count below 1 or a start below 0.
+        Raises UserError for a count that is no whole number from 1 up, and a seed or start that is none from 0 up.
         """
-        if count < 1 or start < 0:
-            raise UserError(f"count={count}, start={start}: expected a count of at least 1 from a start of at least 0.")
+        for name, value, least in (("count", count, 1), ("seed", seed, 0), ("start", start, 0)):
+            if not isinstance(value, Integral) or not least <= value < 2**63:
+                raise UserError(f"{name}={value!r}: expected a whole number from {least} up.")
         pieces = sampling.generate(self.network, seed=seed, start=start, count=count, latent_dim=self.config.model.latent_dim)
         return torch.cat(list(pieces))
 
+    def render(self, z: Tensor) -> Tensor:
+        """Return the images of the latents ``z`` (N, latent_dim): (N, C, S, S) uint8 on the CPU.
 
-def load_generator(path: str | Path, weights: Weights | None = None, device: str | torch.device = "cpu") -> TrainedGenerator:
-    """Load the generator of a run (from its newest whole checkpoint), of one of its checkpoints, or of an export.
+        Raises UserError for latents of another shape.
+        """
+        if z.dim() != 2 or z.shape[1] != self.config.model.latent_dim or not len(z):
+            raise UserError(f"z of shape {tuple(z.shape)}: expected (N, {self.config.model.latent_dim}).")
+        return sampling.render(self.network, z)
 
-    ``weights`` is ``ema`` (the average over training) or ``raw``; None takes the average where there is one.
+    def __repr__(self) -> str:
+        data, device = self.config.data, next(self.network.parameters()).device
+        images = f"{data.channels}x{data.image_size}x{data.image_size}"
+        return f"TrainedGenerator({str(self.folder)!r}, step {self.step}, {self.weights}, {images}, {device})"
 
-    Raises UserError when there is no usable generator.
+
+def load_generator(
+    path: str | Path,
+    weights: Weights | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint: str | int = "newest",
+) -> TrainedGenerator:
+    """Load the generator of a run, of one of its checkpoints, or of an export, and log which it is.
+
+    ``weights`` is ``ema`` (the average over training) or ``raw``; None takes the average where there is one. ``checkpoint`` of
+    a run is ``newest`` (that is whole), ``best`` (by the scores made while training) or the number of a step.
+
+    Raises UserError when there is no usable generator, and for a device that this machine does not have.
     """
-    path = Path(path)
+    path = Path(expand_home(str(path)))
+    generator = _find(path, weights, usable_device(device), str(checkpoint))
+    if generator.folder != path:  # it was chosen here
+        score = _score(path, generator.step) if checkpoint == "best" else ""
+        log.info(f"{generator.folder}: step {generator.step:,}, {generator.weights} weights{score}")
+    return generator
+
+
+def _score(run: Path, step: int) -> str:
+    """Return ", " and the score that training gave to ``step``; "" where there is none."""
+    own = [record for record in scores.read(run) if record["source"] == "training" and record["step"] == step]
+    return f", distance {scores.distance_of(own[-1]):.2f} under {own[-1]['protocol']}" if own else ""
+
+
+def _find(path: Path, weights: Weights | None, device: torch.device, checkpoint: str) -> TrainedGenerator:
     if weights not in (None, *WEIGHT_FILES):
         raise UserError(f"weights={weights!r}: expected 'ema' or 'raw'.")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
     if (path / checkpoints.MANIFEST).exists():
+        if checkpoint != "newest":
+            raise UserError(f"checkpoint={checkpoint}: {path} is one checkpoint. Give the folder of its run.")
         return _load(path, weights, device)
+    if checkpoint != "newest":
+        return _load(_chosen(path, checkpoint), weights, device)
     generator = checkpoints.newest_usable(path / "checkpoints", lambda folder: _load(folder, weights, device), log.info)
     if generator is None:
         expected = "runs/NAME or one of runs/NAME/checkpoints/step-*"
@@ -65,9 +107,23 @@ def load_generator(path: str | Path, weights: Weights | None = None, device: str
     return generator
 
 
-def _load(folder: Path, weights: Weights | None, device: str | torch.device) -> TrainedGenerator:
+def _chosen(run: Path, checkpoint: str) -> Path:
+    """Return the folder of the checkpoint ``best`` or of a step. Raises UserError where ``run`` does not have it."""
+    kept = [folder.name.removeprefix("step-").lstrip("0") or "0" for folder in checkpoints.steps(run / "checkpoints")]
+    if checkpoint == "best":
+        if (run / "best").is_dir():
+            return run / "best"
+        raise UserError(f"{run}: has no best checkpoint, which training keeps with evaluation.every. Kept: {', '.join(kept)}.")
+    if checkpoint not in kept:
+        raise UserError(f"checkpoint={checkpoint}: expected best, newest or a step that {run} keeps ({', '.join(kept)}).")
+    return checkpoints.folder_of(run / "checkpoints", int(checkpoint))
+
+
+def _load(folder: Path, weights: Weights | None, device: torch.device) -> TrainedGenerator:
     """Load the generator of one checkpoint or export."""
     available = checkpoints.networks(folder)
+    if not set(available) & set(WEIGHT_FILES.values()):
+        raise UserError(f"{folder}: holds no generator ({', '.join(available)}). Give the run of a GAN.")
     chosen: Weights = weights or ("ema" if "ema" in available else "raw")
     if WEIGHT_FILES[chosen] not in available:
         raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")

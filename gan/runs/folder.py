@@ -15,7 +15,7 @@ from gan.runs.lock import sign, writing_to
 from gan.runs.metrics import METRICS, PROBES, truncate_metrics
 from gan.utils.errors import UserError
 from gan.utils.files import remove_unfinished, write_atomically
-from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, refuse_links
+from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, read_records, refuse_links
 from gan.utils.settings import C, RunConfig, differences, keep_resolved, load, set_value, to_yaml
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def same_settings(config: C) -> C:
     Raises UserError when the folder holds something else, or a run with other settings.
     """
     saved = saved_config(type(config), config.folder)
-    if saved is None:
+    if saved is None or not _has_steps(config.folder):
         return config
     config = keep_resolved(config, saved)
     if changed := differences(config, saved):
@@ -56,6 +56,14 @@ def same_settings(config: C) -> C:
             " Set run.name to start another run, or give the old settings to resume this one."
         )
     return config
+
+
+def _has_steps(folder: Path) -> bool:
+    """Return whether the run in ``folder`` has recorded a step. One that has not may be started with other settings."""
+    try:
+        return bool(checkpoints.steps(folder / "checkpoints")) or any(r["step"] > 0 for r in read_records(folder / METRICS))
+    except (OSError, ValueError):
+        return True
 
 
 def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, Checkpoint | None]:

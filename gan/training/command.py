@@ -15,12 +15,14 @@ def run_command(
     summarize: Callable[[C], str],
     *,
     dry_run: bool,
+    device: str | None = None,
 ) -> int:
     """Train ``config`` and print its summary, or only print its description in a dry run. Return the exit code.
 
-    ``train`` returns 0 or the number of the signal that stopped it, which gives exit code 128 + signal.
+    ``train`` returns 0 or the number of the signal that stopped it, which gives exit code 128 + signal. ``device`` None is a GPU
+    where there is one.
     """
-    with connected() as accelerator:
+    with connected(device) as accelerator:
         signal = 0 if dry_run else train(config, accelerator)
         if accelerator.is_main_process and not signal:
             print(describe(config, accelerator) if dry_run else summarize(config))

@@ -3,18 +3,25 @@
 import argparse
 import difflib
 import errno
+import io
 import multiprocessing
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from gan.utils.errors import LostProcessError, TrainingDivergedError, UserError, first_line
+from gan.utils.files import expand_home
 from gan.utils.memory import keep_large_blocks
 from gan.utils.progress import show_messages
 from gan.utils.safe_reading import printable
+
+CHECKPOINT = "of a run: newest (default), best, or the step of one that it keeps"  # help of --checkpoint
 
 # Disk and permission errors, which the user can repair, wherever they occur.
 _USERS = {
@@ -58,11 +65,47 @@ def whole_number(low: int) -> Callable[[str], int]:
     return read
 
 
+def path(text: str) -> Path:
+    """Parse a path, in which a leading ~ is the home folder."""
+    return Path(path_or_name(text))
+
+
+def path_or_name(text: str) -> str:
+    """Parse what may be a path, in which a leading ~ is the home folder, or a name."""
+    try:
+        return expand_home(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_out(parser: argparse.ArgumentParser, help: str, **options: Any) -> None:
+    """Add ``--out`` for a file, and ``--force``; see ``refuse_existing``."""
+    parser.add_argument("--out", type=path, required=True, help=help, **options)
+    parser.add_argument("--force", action="store_true", help="replace the file that is --out")
+
+
+def refuse_existing(options: argparse.Namespace) -> None:
+    """Raise UserError where ``--out`` is a file already, without ``--force``."""
+    if options.out.is_file() and not options.force:
+        raise UserError(f"--out {options.out}: exists. Choose another name, or add --force to replace it.")
+
+
+def device(text: str) -> str:
+    """Parse the name of a device that this machine has."""
+    from gan.utils.devices import usable_device  # imports torch, which takes seconds
+
+    try:
+        return str(usable_device(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def find_config(name: str) -> Path:
     """Return the configuration file ``name``: a path, or the name of one that comes with the package.
 
     Raises UserError where there is neither, with the names that are most alike.
     """
+    name = expand_home(name)
     if Path(name).exists() or name.endswith((".yaml", ".yml")):
         return Path(name)
     package = Path(__file__).resolve().parents[1]
@@ -83,6 +126,28 @@ def run(command: Callable[[], int]) -> int:
     """Return the exit code of ``command``: 2 after one line on stderr for a user's mistake; other errors are ours."""
     keep_large_blocks()
     show_messages()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # as \\xe9, where the terminal's encoding cannot show it
+    try:
+        code = _code_of(command)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _has_lost_its_reader(stream: TextIO) -> bool:
+    """Return whether ``stream`` is a pipe that nobody reads any longer, as of ``| head``."""
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
@@ -111,5 +176,13 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    print("error: " + printable(" ".join(message.split("\n"))), file=sys.stderr)
+    if code != 2 or _reports_mistakes():
+        with suppress(BrokenPipeError):
+            print("error: " + printable(" ".join(message.split("\n"))), file=sys.stderr)
     return code
+
+
+def _reports_mistakes() -> bool:
+    """Return whether this process reports a user's mistake: of processes that are not connected yet, one of each machine."""
+    distributed = sys.modules.get("torch.distributed")
+    return os.environ.get("LOCAL_RANK", "0") == "0" or bool(distributed and distributed.is_initialized())

@@ -17,14 +17,16 @@ from gan.utils.errors import LostProcessError, TrainingDivergedError, UserError,
 T = TypeVar("T")
 
 
-def make_accelerator(cpu: bool = False) -> Accelerator:
-    """Return the devices and processes of this command; ``cpu`` ignores GPUs. Precision is set by the run, not here.
+def make_accelerator(device: str | None = None) -> Accelerator:
+    """Return the devices and processes of this command; None takes a GPU where there is one. The run sets the precision.
 
     Raises UserError when a launcher started several processes that are not connected: they would all write the same files.
     """
     # One process computes scores while the others wait; NCCL gives up after ten minutes by default.
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
-    accelerator = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[timeout])
+    if device is not None and device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[timeout])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(
@@ -43,7 +45,7 @@ class AgreedError(UserError):
 
 
 @contextmanager
-def connected(cpu: bool = False) -> Iterator[Accelerator]:
+def connected(device: str | None = None) -> Iterator[Accelerator]:
     """Connect the processes of a command, and disconnect them at its end if all of them reach one.
 
     Without the explicit end, gloo's threads abort the process now and then after all work is done. A process that fails
@@ -51,7 +53,7 @@ def connected(cpu: bool = False) -> Iterator[Accelerator]:
 
     Raises LostProcessError when another process of the run has ended.
     """
-    accelerator = make_accelerator(cpu)
+    accelerator = make_accelerator(device)
     try:
         yield accelerator
     except (AgreedError, TrainingDivergedError, SystemExit):

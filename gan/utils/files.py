@@ -1,13 +1,17 @@
 """Atomic files and folders: a kill, a crash or a full disk leaves the old content or the new, never a part."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from gan.utils.errors import UserError
 from gan.utils.locks import FileLock
+
+log = logging.getLogger(__name__)
 
 
 def sync_folder(folder: Path) -> None:
@@ -35,11 +39,25 @@ def expand_home(path: str) -> str:
     return expanded
 
 
-def cache_root() -> Path:
-    """Return the cache folder: $MSNGAN_CACHE, or msngan in the user's cache folder."""
+def cache_root() -> Path | None:
+    """Return the cache folder: $MSNGAN_CACHE, or msngan in the user's cache folder; None for a user without a home folder.
+
+    The second case is told once.
+    """
     if folder := os.environ.get("MSNGAN_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msngan"
+        return Path(expand_home(folder))
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(expand_home(folder)) / "msngan"
+    try:
+        return Path.home() / ".cache" / "msngan"
+    except RuntimeError:
+        _say_that_nothing_is_cached()
+        return None
+
+
+@lru_cache
+def _say_that_nothing_is_cached() -> None:
+    log.info("no home folder, so nothing is kept to save the next command time; MSNGAN_CACHE names a folder for that")
 
 
 def write_synced(path: Path, *content: bytes | memoryview) -> None:

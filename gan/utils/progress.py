@@ -4,6 +4,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from tqdm import tqdm
 
@@ -17,12 +18,13 @@ class _AboveBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        tqdm.write(level + printable(record.getMessage()), file=sys.stderr)
+        with suppress(BrokenPipeError):  # nobody reads stderr any longer, but the work goes on
+            tqdm.write(level + printable(record.getMessage()), file=sys.stderr)
 
 
 def show_messages() -> None:
     """Show the messages of this project's packages to the user of a command. A library's user configures ``logging`` instead."""
-    for package in ("gan", "eval", "study", "benchmarks"):
+    for package in ("gan", "eval", "study", "benchmarks", "__main__"):  # the last: that of ``python -m``
         logger = logging.getLogger(package)
         if not logger.handlers:
             logger.addHandler(_AboveBars())

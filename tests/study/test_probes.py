@@ -35,7 +35,7 @@ def test_probes_equal_their_definitions() -> None:
         network(x).square().sum().backward()
     conv, dense = network[0].weight, network[2].weight
     dense.grad[0] = 0
-    first, last = prober.records(make_accelerator(cpu=True))
+    first, last = prober.records(make_accelerator("cpu"))
     assert (first["layer"], last["layer"]) == (1, 2)
     assert last["gradient_zero"] == pytest.approx(1 / 3)
     assert first["weight_mean"] == pytest.approx(float(conv.mean()), rel=1e-5)
@@ -66,6 +66,6 @@ def test_a_preactivation_is_centred_by_the_norm_between_layer_and_activation(
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) + 1
     with prober.watching():
         nn.functional.cross_entropy(network(x), torch.arange(4)).backward()
-    means = [abs(record["preactivation_mean"]) for record in prober.records(make_accelerator(cpu=True))]
+    means = [abs(record["preactivation_mean"]) for record in prober.records(make_accelerator("cpu"))]
     assert all(mean < 1e-4 for mean in means) == centred
     assert not any(module._forward_pre_hooks for module in network.modules())

@@ -1,0 +1,17 @@
+"""Devices by name, checked before anything is computed on them."""
+
+import torch
+
+from gan.utils.errors import UserError
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """Return the device ``name``, such as cpu, cuda or cuda:1. Raises UserError for one that is unknown or not here."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # "meta" has no numbers to copy
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError):
+        here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        here += ["mps"] if torch.backends.mps.is_available() else []
+        raise UserError(f"device {str(name)!r}: not a device of this machine, which has {', '.join(here)}.") from None
+    return device

@@ -1,0 +1,169 @@
+"""What all programs share: terminals and pipes that show less, a Python without packages, ~, --out, --device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval.__main__
+import gan.__main__
+import study.__main__
+from gan.utils import cli
+from gan.utils.devices import usable_device
+from gan.utils.errors import UserError
+from gan.utils.files import cache_root
+from tests.conftest import command
+
+ROOT = Path(__file__).parents[2]
+PROGRAMS = [["train.py"], ["-m", "gan"], ["-m", "eval"], ["-m", "study"]]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda words: words[-1])
+def test_a_python_without_the_packages_gets_one_line(program: list[str]) -> None:
+    # -S leaves out the folder of installed packages.
+    done = subprocess.run([sys.executable, "-S", *program], cwd=ROOT, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"error: {sys.executable} lacks the packages torch, ")
+    assert "Run `make setup` in the checkout" in line
+
+
+def test_a_python_without_the_packages_may_still_import_the_package() -> None:
+    subprocess.run([sys.executable, "-S", "-c", "import gan"], cwd=ROOT, check=True)
+
+
+@pytest.mark.slow
+def test_what_an_encoding_cannot_show_is_escaped() -> None:
+    words = [sys.executable, "train.py", "run.name=größe", "--dry-run"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert r"gr\xf6\xdfe" in done.stdout
+    done = subprocess.run([*words, "data.name=größe"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(r"error: data.name=gr\xf6\xdfe: expected one of")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("closed", "words", "code"), [("stdout", ["--dry-run"], 141), ("stderr", ["training.step=3"], 2)])
+def test_a_pipe_that_nobody_reads_ends_the_program_without_a_traceback(closed: str, words: list[str], code: int) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
+    process = subprocess.Popen([sys.executable, "train.py", *words], cwd=ROOT, text=True, **streams)
+    os.close(writing)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert (output or "", errors or "") == ("", "")
+
+
+def test_of_processes_that_are_not_connected_one_reports_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert command(["training.step=3"]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (gan.__main__.main, ["sample", "~/none", "--out", "a.png"]),
+        (gan.__main__.main, ["export", "~/none", "--out", "a"]),
+        (eval.__main__.main, ["score", "~/none", "--protocol", "quick"]),
+        (eval.__main__.main, ["images", "~/none", "digits"]),
+        (eval.__main__.main, ["reference", "~/none", "--out", "a.npz"]),
+        (eval.__main__.main, ["table2", "~/none", "--out", "a"]),
+        (study.__main__.main, ["tables", "~/none", "--out", "a"]),
+        (study.__main__.main, ["train", "--config=~/none"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_tilde_is_the_home_folder_in_every_program(
+    program, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(lambda: program(words)) == 2
+    assert f"{tmp_path}/home/none" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_go_to_the_home_folder_where_out_says_so(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.run(lambda: gan.__main__.main(["sample", str(finished_run), "--out", "~/a.png"])) == 0
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_program_tells_what_it_took_and_what_it_wrote(finished_run: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "gan", "sample", str(finished_run), "--out", str(tmp_path / "a.png")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    took = f"{finished_run}/checkpoints/step-00000004: step 4, ema weights"
+    assert done.stderr.splitlines() == [took, f"wrote {tmp_path}/a.png"]
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without HOME and without an entry in the list of users, as of ``docker run --user 12345``."""
+    for name in ("HOME", "MSNGAN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: (_ for _ in ()).throw(KeyError(number)))
+    from gan.utils import files
+
+    files._say_that_nothing_is_cached.cache_clear()
+
+
+@pytest.mark.usefixtures("no_home")
+def test_without_a_home_folder_nothing_is_cached_which_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished_run: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cache_root() is None
+    score = ["score", str(finished_run), "--protocol", "quick", "--extractor", "efficientnet-lite0"]
+    from tests.small import scale_down
+
+    scale_down(monkeypatch)
+    monkeypatch.setattr("gan.runs.scores.append", lambda *_: None)  # the run is not to be changed
+    assert cli.run(lambda: eval.__main__.main(score)) == 0
+    assert capsys.readouterr().err.count("no home folder") <= 1
+    with pytest.raises(UserError, match=r"^~/x: ~ has no home folder here\."):
+        cli.find_config("~/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "tpu9", "cuda:99", "", "cpu:-3"])
+def test_a_device_that_is_not_here_is_refused_in_words(name: str) -> None:
+    with pytest.raises(UserError, match=r"not a device of this machine, which has cpu"):
+        usable_device(name)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "{run}", "--out", "{out}.png"],
+        ["sample", "{run}", "--out", "{out}.gif", "--animate"],
+        ["sample", "{run}", "--out", "{out}.zip", "--single", "--count", "2"],
+        ["reference", "digits", "--out", "{out}.npz", "--extractor", "efficientnet-lite0"],
+    ],
+    ids=lambda words: words[3],
+)
+def test_a_file_that_exists_is_replaced_by_force_only(
+    words: list[str], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.small import scale_down
+
+    scale_down(monkeypatch)
+    program = eval.__main__.main if words[0] == "reference" else gan.__main__.main
+    words = [word.format(run=finished_run, out=tmp_path / "a") for word in words]
+    out = Path(words[3])
+    out.write_text("years of work")
+    assert cli.run(lambda: program(words)) == 2
+    assert f"--out {out}: exists. Choose another name, or add --force to replace it." in capsys.readouterr().err
+    assert out.read_text() == "years of work"
+    assert cli.run(lambda: program([*words, "--force"])) == 0
+    assert b"years of work" not in out.read_bytes()
