@@ -47,6 +47,7 @@ def test_a_configuration_that_is_not_there_is_reported_with_near_names(capsys: p
     assert "cifar10_msngan" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [["train.py"], ["-m", "gan"], ["-m", "eval"], ["-m", "study"]])
 def test_each_program_tells_its_version(program: list[str]) -> None:
     root = Path(__file__).parent.parent

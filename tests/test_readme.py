@@ -67,6 +67,7 @@ def run(words: list[str]) -> None:
     assert cli.run(lambda: PROGRAMS[name](words)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in (*BY_CI, *BY_TEST) and "accelerate launch" not in c])
 def test_command_of_the_readme_runs(
     command: str, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
