@@ -17,20 +17,17 @@ from gan.data.loader import decode_batches
 from gan.data.sources import Labels, Source, image_channels, is_archive, needs_decoding, open_source
 from gan.utils.settings import DataConfig
 
-DECODING = 1  # version of `to_pixels`: increase it when the same file gives other pixels
+DECODING = 2  # version of `decode` and `to_pixels`: increase it when the same file gives other pixels
 _WORTH_CACHING = 1.0  # seconds of decoding from which on the pixels are cached
 _WORTH_WORKERS = 10_000  # images: starting processes takes as long as decoding some thousands
 _BATCH = 250  # images decoded at a time
 
 
 def to_pixels(image: Image.Image, channels: int, size: int | None = None) -> Pixels:
-    """Return ``image`` in 1 or 3 ``channels``: (C, H, W) uint8.
+    """Return ``image``, 8-bit grey or colour, in 1 or 3 ``channels``: (C, H, W) uint8.
 
     With a ``size``, the shorter side is scaled to it (Lanczos) and the centre is cropped: H = W = size.
     """
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion to 8 bits clips at 255 instead of scaling.
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)

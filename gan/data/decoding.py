@@ -1,20 +1,25 @@
 """Decode an image file with Pillow, whatever its bytes are."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from gan.data.metadata import turn_upright, without_metadata
+from gan.data.pixel_modes import UnknownRangeError, is_grey, to_eight_bits
 from gan.utils.errors import UserError
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
 # Larger than any image that Pillow agrees to decode: a larger file is a decompression bomb, or no image.
 MAX_FILE_BYTES = 2**29
+_UNCERTAIN = ("CUR", "ICNS", "ICO")  # formats of which Pillow knows the mode only after decoding
 
 
 @lru_cache(1)
@@ -52,39 +57,69 @@ def require_size(size: int, where: str) -> None:
 
 
 def decode(content: bytes, where: str) -> Image.Image:
-    """Decode an image file's ``content``, turned upright if it says how. ``where`` names the file in errors.
+    """Decode an image file's ``content`` to 8-bit grey ("L") or colour ("RGB"), upright, over white if it is transparent.
 
-    Raises UserError for content that cannot be decoded, and for an image of more than 90 million pixels (360 MB): Pillow
-    warns of these as decompression bombs.
+    ``where`` names the file in errors. Metadata that cannot be read is ignored.
+
+    Raises UserError for content that cannot be decoded, for a mode whose range is unknown, and for an image of more than
+    90 million pixels (360 MB): Pillow warns of these as decompression bombs.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in a file that can be read nevertheless
-            warnings.simplefilter("error", Image.DecompressionBombWarning)  # an error by itself from twice as many pixels
-            image = _open(content, Image.EXTENSION.get(_ending(where)))
-            image.load()
-            if image.mode == "LAB":
-                raise ValueError("CIELAB colours, which Pillow does not convert")
-            # For a small JPEG without EXIF and XMP, the search for an orientation would take a tenth of the time.
-            plain = image.format == "JPEG" and not image.info.keys() & {"exif", "xmp"}
-            return image if plain else ImageOps.exif_transpose(image)
+        with _strict_warnings():
+            image = _load(content, where)
+            turn = turn_upright(image)
+            image = to_eight_bits(image)
+            return image if turn is None else image.transpose(turn)
     except UnidentifiedImageError:
         raise UserError(f"{where}: not an image in any format that Pillow reads. Repair or remove it.") from None
+    except UnknownRangeError as error:
+        raise UserError(f"{where}: {error}, or remove it.") from None
     except Exception as error:  # noqa: BLE001 (arbitrary bytes can make a decoder raise anything)
         raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Repair or remove it.") from None
 
 
-def _open(content: bytes, expected: str | None) -> Image.Image:
+def has_grey_mode(content: bytes, where: str) -> bool:
+    """Return whether an image file's header states a mode without colour. Raises UserError as ``decode``."""
+    with suppress(Exception), _strict_warnings():  # of metadata, or of damage that `decode` names
+        image = _open(content, where)
+        if image.format not in _UNCERTAIN:
+            return is_grey(image)
+    return decode(content, where).mode == "L"
+
+
+@contextmanager
+def _strict_warnings() -> Iterator[None]:
+    """Ignore Pillow's warnings of oddities in a file that can be read, but raise that of a decompression bomb."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # an error by itself from twice as many pixels
+        yield
+
+
+def _load(content: bytes, where: str) -> Image.Image:
+    """Decode ``content``, without its metadata if that prevents it. Raises what Pillow raises."""
+    try:
+        image = _open(content, where)
+        image.load()
+    except Exception as error:
+        pixels = without_metadata(content)
+        if pixels is None or pixels == content:
+            raise
+        try:
+            image = _open(pixels, where)
+            image.load()
+        except Exception:  # noqa: BLE001 (as in `decode`)
+            raise error from None
+    return image
+
+
+def _open(content: bytes, where: str) -> Image.Image:
     """Open ``content`` in the format that its name promises, or else in any.
 
     Pillow alone would try several other formats first, which takes half of the time for a small image.
     """
+    expected = Image.EXTENSION.get(_ending(where))
     try:
         return Image.open(BytesIO(content), formats=(expected,) if expected in _formats() else _formats())
     except UnidentifiedImageError:
         return Image.open(BytesIO(content), formats=_formats())
-
-
-def is_grey(image: Image.Image) -> bool:
-    """Return whether the image's mode has no colour: one channel, with or without transparency."""
-    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gan.data.decoding import MAX_FILE_BYTES, Pixels, decode, is_grey, is_image_name, require_size
+from gan.data.decoding import MAX_FILE_BYTES, Pixels, decode, is_image_name, require_size
 from gan.data.torchvision_sets import load_published
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import Archive, read_file
@@ -275,5 +275,5 @@ def image_channels(data: DataConfig, source: Source | None = None) -> int:
     if data.channels is not None:
         return data.channels
     if data.name == "folder":
-        return 1 if is_grey((source or open_source(data)).read(0)) else 3
+        return 1 if (source or open_source(data)).read(0).mode == "L" else 3
     return 1 if data.name in ("digits", "mnist", "fashion_mnist") else 3
