@@ -26,6 +26,9 @@ class LabelledDataset(ImageDataset):
     def fingerprint(self) -> str:
         return f"{self.tested.fingerprint}+{super().fingerprint}"
 
+    def remarks(self) -> list[str]:
+        return list(dict.fromkeys(super().remarks() + self.tested.remarks()))
+
 
 def training_images(data: LabelledDataConfig) -> LabelledDataset:
     """Return the training and test images, both with the number of channels of the training images.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from gan.data.datasets import to_pixels
-from gan.data.decoding import _formats, decode, has_grey_mode
+from gan.data.decoding import decode, has_grey_mode, readable_formats
 from gan.utils.errors import UserError
 
 Image.init()
 MODES = [*Image.MODES, "I;16L", "I;16B"]
-FORMATS = sorted(Image.SAVE.keys() & set(_formats()))
+FORMATS = sorted(Image.SAVE.keys() & set(readable_formats()))
 SIZE = (16, 16)
 RAMP = np.tile(np.arange(256), (16, 1))  # 16 rows of all greys
 
@@ -77,7 +77,7 @@ def over_white(colour: NDArray[np.float64], alpha: NDArray[np.float64]) -> NDArr
     return (colour * alpha + 255 * (255 - alpha)) / 255
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [pytest.param(f, marks=[pytest.mark.slow] if f == "ICNS" else []) for f in FORMATS])
 def test_every_mode_and_format_that_pillow_writes_has_pillows_pixels_scaled_by_hand(format: str) -> None:
     written = 0
     for mode in MODES:

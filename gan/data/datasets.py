@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from gan.data import pixel_cache
 from gan.data.decoding import Pixels
+from gan.data.labels import Labels
 from gan.data.loader import decode_batches
-from gan.data.sources import Labels, Source, image_channels, is_archive, needs_decoding, open_source
+from gan.data.sources import Source, image_channels, is_archive, needs_decoding, open_source
 from gan.utils.settings import DataConfig
 
 DECODING = 2  # version of `decode` and `to_pixels`: increase it when the same file gives other pixels
@@ -58,6 +59,10 @@ class ImageDataset(Dataset[Tensor]):
     def labels(self) -> Labels:
         """The class of each image. Raises UserError for a source without classes."""
         return self.source.labels()
+
+    def remarks(self) -> list[str]:
+        """Return lines for the user of a command: what of a folder or zip was left out, and how its channels were chosen."""
+        return self.source.remarks
 
     def gigabytes(self) -> float:
         """Return the size of all images as uint8, in 10^9 bytes."""

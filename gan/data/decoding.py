@@ -23,7 +23,7 @@ _UNCERTAIN = ("CUR", "ICNS", "ICO")  # formats of which Pillow knows the mode on
 
 
 @lru_cache(1)
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Return the formats that Pillow decodes itself.
 
     It also opens formats that it has no decoder for. For EPS it would start Ghostscript, which runs the file as a program,
@@ -33,18 +33,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(sorted(Image.OPEN.keys() - {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}))
 
 
-@lru_cache(1)
-def _image_endings() -> frozenset[str]:
-    return frozenset(ending for ending, format in Image.registered_extensions().items() if format in _formats())
-
-
-def is_image_name(name: str) -> bool:
-    """Return whether ``name``, a path with slashes, is that of an image: by its ending, not hidden, not of macOS's own."""
-    *folders, file = name.split("/")
-    return _ending(file) in _image_endings() and not file.startswith(".") and "__MACOSX" not in folders
-
-
-def _ending(file: str) -> str:
+def ending_of(file: str) -> str:
     """Return the ending of a file's name, such as ".png". (pathlib would take a second for 50,000 names.)"""
     stem, dot, ending = file.rpartition(".")
     return dot + ending.lower() if stem else ""
@@ -118,8 +107,8 @@ def _open(content: bytes, where: str) -> Image.Image:
 
     Pillow alone would try several other formats first, which takes half of the time for a small image.
     """
-    expected = Image.EXTENSION.get(_ending(where))
+    expected = Image.EXTENSION.get(ending_of(where))
     try:
-        return Image.open(BytesIO(content), formats=(expected,) if expected in _formats() else _formats())
+        return Image.open(BytesIO(content), formats=(expected,) if expected in readable_formats() else readable_formats())
     except UnidentifiedImageError:
-        return Image.open(BytesIO(content), formats=_formats())
+        return Image.open(BytesIO(content), formats=readable_formats())

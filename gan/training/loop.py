@@ -149,6 +149,9 @@ def _load(config: C, accelerator: Accelerator, load_images: Callable[[], I]) -> 
         if len(fingerprints) > 1:
             found = ", ".join(sorted(fingerprints))
             raise UserError(f"data.path={config.data.path}: processes see different images ({found}).")
+    if accelerator.is_main_process:
+        for remark in images.remarks():
+            log.info(remark)
     return config, images
 
 

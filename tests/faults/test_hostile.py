@@ -28,7 +28,7 @@ from eval.features import PART, extract
 from eval.npz import read_arrays
 from eval.statistics import load_stats
 from gan.config import load_config
-from gan.data import datasets, sources
+from gan.data import datasets, image_files
 from gan.data.datasets import load_images, to_pixels
 from gan.data.decoding import decode
 from gan.inference.generator import load_generator
@@ -79,7 +79,7 @@ def test_a_header_that_claims_too_many_pixels_is_refused_in_every_format(ending:
         all_images(folder)
 
 
-def test_a_png_whose_texts_unpack_to_a_hundred_megabytes_is_refused() -> None:
+def test_texts_of_a_png_that_unpack_to_a_hundred_megabytes_are_left_packed() -> None:
     large, small = zlib.compress(bytes(100 * MIB)), zlib.compress(bytes(MIB - 10))
     chunks = {
         "profile": png_chunk(b"iCCP", b"x\0\0" + large),
@@ -87,9 +87,10 @@ def test_a_png_whose_texts_unpack_to_a_hundred_megabytes_is_refused() -> None:
         "international text": png_chunk(b"iTXt", b"x\0\1\0\0\0" + large),
         "many texts": b"".join(png_chunk(b"zTXt", b"%d\0\0" % i + small) for i in range(80)),
     }
+    before = peak()
     for chunk in chunks.values():
-        with pytest.raises(UserError, match=r"a\.png: a damaged image \((Decompressed data too large|Too much memory)"):
-            decode(png(32, 32, chunk, PIXELS), "a.png")
+        assert decode(png(32, 32, chunk, PIXELS), "a.png").size == (32, 32)
+    assert peak() - before < 90, "MiB"
 
 
 def test_a_gif_of_a_million_frames_is_its_first(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def refused_or_decoded(content: bytes, name: str) -> None:
 
 def test_a_colour_space_that_pillow_does_not_convert_is_refused(tmp_path: Path) -> None:
     Image.new("LAB", (32, 32)).save(tmp_path / "a.tif")
-    with pytest.raises(UserError, match=r"a\.tif: a damaged image \(CIELAB"):
+    with pytest.raises(UserError, match=r"a\.tif: mode LAB, which Pillow does not convert"):
         all_images(tmp_path)
 
 
@@ -210,7 +211,7 @@ def test_a_zip_of_a_million_empty_entries_is_refused_before_they_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = hostile.many_entries(tmp_path / "a.zip", 10**6)
-    monkeypatch.setattr(sources, "MAX_TABLE_BYTES", 50 * 10**6)
+    monkeypatch.setattr(image_files, "MAX_TABLE_BYTES", 50 * 10**6)
     with pytest.raises(UserError, match=r"its table of contents has 51,000,000 bytes; at most 50,000,000 are read"):
         load_images(DataConfig(name="folder", path=str(path)))
 
