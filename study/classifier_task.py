@@ -91,6 +91,9 @@ class ClassifierTask:
         weights, optimizers = {"classifier": self.network.state_dict()}, {"classifier": self.optimizer.state_dict()}
         return Checkpoint(step, weights, optimizers, to_yaml(self.config), self.images.fingerprint)
 
+    def prepare(self, number: int, stopping: Callable[[], bool]) -> None:
+        self.stream.prepare([number], stopping)
+
     def step(self, number: int) -> Metrics:
         context = self.context
         images = self.stream.batch(number).to(context.dtype, memory_format=torch.channels_last)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cached_property
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch.utils.data import Dataset
 from gan.data import pixel_cache
 from gan.data.decoding import Pixels
 from gan.data.labels import Labels
-from gan.data.loader import decode_batches
+from gan.data.loader import PixelsOrMistake, require_none
 from gan.data.sources import Source, image_channels, is_archive, needs_decoding, open_source
+from gan.data.worker_pool import compute_batches
 from gan.utils.settings import DataConfig
 
 DECODING = 2  # version of `decode` and `to_pixels`: increase it when the same file gives other pixels
@@ -48,7 +50,11 @@ class ImageDataset(Dataset[Tensor]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(to_pixels(self.source.read(index), self.channels, self.size))
+        return torch.from_numpy(self.pixels(index))
+
+    def pixels(self, index: int) -> Pixels:
+        """Return one image. Raises UserError if it cannot be decoded."""
+        return to_pixels(self.source.read(index), self.channels, self.size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -84,12 +90,18 @@ class ImageDataset(Dataset[Tensor]):
         pixels = np.empty(shape, dtype=np.uint8)
         if len(self) < _WORTH_WORKERS or not needs_decoding(self.source):
             workers = 0
-        slices = [list(range(start, min(start + _BATCH, len(self)))) for start in range(0, len(self), _BATCH)]
-        batches = decode_batches(self, slices, workers=workers)
-        for index in progress(iter(range(len(self))), len(self), "reading images"):
-            if index % _BATCH == 0:
-                batch = next(batches)
-                pixels[index : index + len(batch)] = batch.numpy()
+        slices = (list(range(start, min(start + _BATCH, len(self)))) for start in range(0, len(self), _BATCH))
+        mistakes: list[str] = []
+        with closing(compute_batches(PixelsOrMistake(self), slices, workers)) as batches:
+            values: list[Pixels | str] = []
+            for index in progress(iter(range(len(self))), len(self), "reading images"):
+                values = values if index % _BATCH else next(batches)
+                value = values[index % _BATCH]
+                if isinstance(value, str):
+                    mistakes.append(value)
+                else:
+                    pixels[index] = value
+        require_none(mistakes, len(self))
         if archive and time.monotonic() - began > _WORTH_CACHING:
             pixel_cache.save(key, pixels)
         return torch.from_numpy(pixels)

@@ -1,6 +1,6 @@
 """Batches of real images as a function of the seed and the number of the update."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import count
 from typing import Any
 
@@ -59,7 +59,9 @@ class BatchStream:
         """``pixels`` are all ``images`` decoded, (N, C, S, S) uint8, on any device; None decodes each batch when it is needed."""
         self.images, self.pixels = images, pixels
         self.config, self.shard, self.device = config, shard, device
-        self._batches: Iterator[Tensor] | None = None  # of a stream without `pixels`
+        self._batches: Generator[Tensor] | None = None  # of a stream without `pixels`
+        self._ready: dict[int, Tensor] = {}  # images of updates that have been decoded and not used
+        self._stopping: Callable[[], bool] = lambda: False
         self._next_update = 0  # that `_batches` gives
         self._orders: dict[int, NDArray[Any]] = {}  # permutation of each epoch that the last update took images from
 
@@ -79,7 +81,8 @@ class BatchStream:
         if self.pixels is not None:
             images = self.pixels[torch.from_numpy(self._indices(update)).to(self.pixels.device)]
         else:
-            images = self._decode(update)
+            self.prepare([update])
+            images = self._ready.pop(update)
         images = images.to(self.device, non_blocking=True)
         if self.config.data.flip:
             flip = self.shard.draw(self._draw_flips, update).view(-1, 1, 1, 1).to(self.device, torch.bool)
@@ -95,15 +98,38 @@ class BatchStream:
         labels = self.images.labels.class_indices[self._indices(update)]
         return torch.from_numpy(labels).to(self.device, non_blocking=True)
 
-    def _decode(self, update: int) -> Tensor:
-        """Return the pixels of ``update`` from the workers, which decode the updates in order; a jump restarts them."""
-        if self._batches is None or update != self._next_update:
-            indices = (self._indices(number).tolist() for number in count(update))
-            pin_memory = self.device.type == "cuda"
-            self._batches = decode_batches(self.images, indices, workers=self.config.data.workers, pin_memory=pin_memory)
-        self._next_update = update + 1
-        return next(self._batches)
+    def prepare(self, updates: Iterable[int], stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait for the images of ``updates``, which ``batch`` then has at hand. Return early when ``stopping()`` is true.
+
+        Raises UserError for images that cannot be decoded, and for a worker process that was killed or stands still.
+        """
+        for update in updates if self.pixels is None else ():
+            if update in self._ready:
+                continue
+            if self._batches is None or update != self._next_update:
+                self.close()
+                self._batches = self._start_decoding(update)
+            self._stopping = stopping
+            batch = next(self._batches, None)
+            if batch is None:  # asked to stop
+                self.close()
+                return
+            self._ready[update] = batch
+            self._next_update = update + 1
+
+    def _start_decoding(self, update: int) -> Generator[Tensor]:
+        """Start workers that decode the updates in order, from ``update`` on."""
+        indices = (self._indices(number).tolist() for number in count(update))
+        return decode_batches(
+            self.images,
+            indices,
+            workers=self.config.data.workers,
+            pin_memory=self.device.type == "cuda",
+            stopping=lambda: self._stopping(),
+        )
 
     def close(self) -> None:
         """Stop the worker processes, if there are any."""
-        self._batches = None
+        if self._batches is not None:
+            self._batches.close()
+        self._batches, self._ready = None, {}

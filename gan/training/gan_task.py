@@ -79,6 +79,10 @@ class GanTask:
     def snapshot(self, step: int) -> Checkpoint:
         return snapshot(self.state, step, self.config, self.images.fingerprint)
 
+    def prepare(self, number: int, stopping: Callable[[], bool]) -> None:
+        updates = self.config.training.d_steps
+        self.stream.prepare(range(number * updates, (number + 1) * updates), stopping)
+
     def step(self, number: int) -> Metrics:
         return train_step(self.state, self.stream, number, self.context)
 

@@ -37,6 +37,12 @@ class TrainingTask(Protocol):
     def snapshot(self, step: int) -> Checkpoint:
         """Return all that the rest of the run depends on."""
 
+    def prepare(self, number: int, stopping: Callable[[], bool]) -> None:
+        """Wait for the images of step ``number``; return early when ``stopping()`` is true. Nothing that is saved changes.
+
+        Raises UserError where they cannot be had. Called by each process alone.
+        """
+
     def step(self, number: int) -> Metrics:
         """Take step ``number`` (from 0). Return scalars on the device, under the same names at each step."""
 
@@ -109,10 +115,14 @@ def run_training(
 
         if not evaluated and not recorder.evaluate(start):
             return recorder.stopped(start)
+        with agree_on_errors(accelerator):
+            task.prepare(start, lambda: False)  # there may be nothing to save yet, so that a stop comes after the first step
         for step in range(start + 1, last + 1):
             metrics = task.step(step - 1)
             monitor.note(step, metrics)
-            stopping = stop.agreed()
+            # A step that has begun cannot be saved, so the images of the next one come first.
+            missing = _prepare(task, step, stop) if step < last else None
+            stopping = stop.agreed(failed=missing is not None)
             logging_due, saving_due = due(step, config.tracking.every, last), due(step, config.checkpoint.every, last)
             evaluation_due = task.should_evaluate(step)
             if logging_due or saving_due or evaluation_due or stopping:
@@ -125,8 +135,20 @@ def run_training(
                 recorder.save(step)
             bar.update()
             if stopping:
+                with agree_on_errors(accelerator):
+                    if missing is not None:
+                        raise UserError(f"{missing} The run is saved up to step {step}; the same command resumes from there.")
                 return recorder.stopped(step)
     return 0
+
+
+def _prepare(task: TrainingTask, number: int, stop: StopRequest) -> UserError | None:
+    """Wait for the images of step ``number``. Return why they cannot be had, None where they are there or ``stop`` was asked."""
+    try:
+        task.prepare(number, lambda: stop.signal != 0)
+    except UserError as error:
+        return error
+    return None
 
 
 def due(step: int, every: int, total: int) -> bool:

@@ -136,6 +136,9 @@ class StopAskedError(Exception):
     """The run is to stop; raised on all processes together."""
 
 
+_FAILED = 1000  # in place of a signal's number
+
+
 class StopRequest:
     """Within its context, SIGTERM and Ctrl-C ask the run to stop after the present step; a second Ctrl-C ends it at once."""
 
@@ -159,8 +162,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signal = number
 
-    def agreed(self) -> bool:
-        """Return whether any process was asked to stop: the same answer on all."""
+    def agreed(self, *, failed: bool = False) -> bool:
+        """Return whether any process was asked to stop, or has ``failed``: the same answer on all."""
+        if failed:
+            self.signal = self.signal or _FAILED
         if self._group is not None:
             flag = torch.tensor(self.signal)
             dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)

@@ -77,6 +77,9 @@ class LightWork:
         weights = {"generator": {"weights": self.weights}}
         return Checkpoint(step, weights, {}, to_yaml(self.config), self.images.fingerprint)
 
+    def prepare(self, number: int, stopping: Callable[[], bool]) -> None:
+        """There are no images to wait for."""
+
     def step(self, number: int) -> Metrics:
         self.on_step(number)
         return self.metrics
