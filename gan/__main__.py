@@ -1,4 +1,4 @@
-"""python -m gan: sample from a trained generator, export it."""
+"""python -m gan: sample from a trained generator, export it; check images."""
 
 import argparse
 import logging
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gan.data.check import add_check
 from gan.data.decoding import MAX_FILE_BYTES, decode
 from gan.inference import images as image_files
 from gan.inference import sampling
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out best.png --checkpoint best
   python -m gan sample runs/digits_msngan --out raw.png --checkpoint 500 --weights raw
   python -m gan export runs/digits_msngan --out exported
+  python -m gan check PATH_TO_IMAGES
 """
 
 
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_sample, _add_export):
+    for add in (_add_sample, _add_export, add_check):
         add(commands)
     options = parser.parse_args(arguments)
     options.command(options)

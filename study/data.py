@@ -26,8 +26,8 @@ class LabelledDataset(ImageDataset):
     def fingerprint(self) -> str:
         return f"{self.tested.fingerprint}+{super().fingerprint}"
 
-    def remarks(self) -> list[str]:
-        return list(dict.fromkeys(super().remarks() + self.tested.remarks()))
+    def parts(self) -> list[ImageDataset]:
+        return [self, self.tested]
 
 
 def training_images(data: LabelledDataConfig) -> LabelledDataset:

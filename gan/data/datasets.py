@@ -66,9 +66,21 @@ class ImageDataset(Dataset[Tensor]):
         """The class of each image. Raises UserError for a source without classes."""
         return self.source.labels()
 
+    def parts(self) -> list["ImageDataset"]:
+        """Return the sets that this one consists of, each of one source."""
+        return [self]
+
     def remarks(self) -> list[str]:
         """Return lines for the user of a command: what of a folder or zip was left out, and how its channels were chosen."""
-        return self.source.remarks
+        return list(dict.fromkeys(remark for part in self.parts() for remark in part.source.remarks))
+
+    def file_times(self) -> str:
+        """Return a name for the files that changes when one of them is written; "" where the fingerprint is of the content."""
+        return "+".join(filter(None, (part.source.times()[:32] for part in self.parts())))
+
+    def sampled_content(self) -> str:
+        """Return a name for the content of the files, or of a part of many; "" where the fingerprint is of the content."""
+        return "+".join(filter(None, (part.source.sample()[:32] for part in self.parts())))
 
     def gigabytes(self) -> float:
         """Return the size of all images as uint8, in 10^9 bytes."""

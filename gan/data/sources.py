@@ -45,6 +45,14 @@ class Source(Protocol):
         """Return a name for the images' content that changes with any of their bytes; reads all files of a folder."""
         ...
 
+    def times(self) -> str:
+        """Return a name for the files that changes when one of them is written; "" where the fingerprint is of the content."""
+        ...
+
+    def sample(self) -> str:
+        """Return a name for the content of files of up to some 100 MB in all; "" where the fingerprint is of the content."""
+        ...
+
     def labels(self) -> Labels:
         """Return the class of each image. Raises UserError if the source has no classes."""
         ...
@@ -73,6 +81,11 @@ class ArraySource:
 
     content = fingerprint
 
+    def times(self) -> str:
+        return ""
+
+    sample = times
+
     def labels(self) -> Labels:
         return Labels(self.class_indices, tuple(map(str, range(self.classes))))
 
@@ -100,6 +113,12 @@ class Subset:
 
     def content(self) -> str:
         return self._name(self.whole.content())
+
+    def times(self) -> str:
+        return self.whole.times()
+
+    def sample(self) -> str:
+        return self.whole.sample()
 
     def labels(self) -> Labels:
         class_indices, classes = self.whole.labels()

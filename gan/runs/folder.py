@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from gan.data.datasets import ImageDataset
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.environment import environment
+from gan.runs.environment import change_of_images, environment
 from gan.runs.lock import sign, writing_to
 from gan.runs.metrics import METRICS, PROBES, truncate_metrics
 from gan.utils.errors import UserError
@@ -73,12 +74,28 @@ def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, 
     """
     config = resolve(same_settings(config), images.channels, device)
     checkpoint = checkpoints.newest(config.folder / "checkpoints", log.info)
-    if checkpoint is not None and checkpoint.data != images.fingerprint:
-        raise UserError(
-            f"{config.folder}: its images are not those that it was trained on (now {images.fingerprint}, then"
-            f" {checkpoint.data}). Restore them at data.path, or set run.name to start another run."
-        )
-    return config, checkpoint
+    if checkpoint is not None and not config.data.accept_changes:
+        starts = _starts(config.folder)
+        accepted = [start for start in starts if "accepted_changes" in start]  # maybe since the checkpoint was saved
+        known = accepted[-1].get("data") if accepted else checkpoint.data
+        if change := change_of_images(images, str(known), starts[-1] if starts else {}):
+            raise UserError(
+                f"{config.folder}: its images are not those that it was trained on ({change}). Restore them at data.path, set"
+                " run.name to start another run, or go on with these by data.accept_changes=true."
+            )
+    return set_value(config, "data.accept_changes", value=False), checkpoint  # it holds for this start
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of environment.json, the oldest first. Raises UserError for a damaged file."""
+    record = folder / "environment.json"
+    try:
+        starts = list(parse_json(read_file(record, MAX_JSON))["starts"]) if record.exists() else []
+        if all(isinstance(start, dict) for start in starts):
+            return starts
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to resume without it.")
 
 
 def is_run(folder: Path) -> bool:
@@ -111,11 +128,8 @@ def start_folder(config: RunConfig, images: ImageDataset, accelerator: Accelerat
     folder, step = config.folder, checkpoint.step if checkpoint else 0
     evaluated = checkpoint is not None and checkpoint.evaluated
     record = folder / "environment.json"
-    try:
-        starts = list(parse_json(read_file(record, MAX_JSON))["starts"]) if record.exists() else []
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to resume without it.") from None
-    starts.append(environment(config, images, accelerator, step))
+    starts = _starts(folder)
+    starts.append(environment(config, images, accelerator, step, starts[-1] if starts else {}))
     with writing_to(folder):
         sign(folder)
         remove_unfinished(folder)

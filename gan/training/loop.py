@@ -8,7 +8,10 @@ from typing import Protocol, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from gan.data.check import check_images
 from gan.data.datasets import ImageDataset
+from gan.data.loader import require_none
+from gan.data.sources import needs_decoding
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import is_run, open_run, same_settings, start_folder
@@ -19,10 +22,12 @@ from gan.training.health import DivergenceMonitor
 from gan.training.recorder import Recorder
 from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main
 from gan.utils.errors import UserError, first_line
-from gan.utils.progress import progress
+from gan.utils.progress import follow, progress
 from gan.utils.settings import C, RunConfig, check_processes
 
 log = logging.getLogger(__name__)
+_CHECK_SECONDS = 30  # of decoding images that will be streamed, before the first step
+_RESUME = "the same command resumes from there, with data.accept_changes=true after a change of images."
 I = TypeVar("I", bound=ImageDataset)  # noqa: E741
 
 
@@ -88,6 +93,7 @@ def run_training(
         resuming = on_main(accelerator, lambda: is_run(config.folder))
         if resuming:
             _lock(config, accelerator, stack)
+        changed = config.data.accept_changes
         config, checkpoint = on_main(accelerator, lambda: _open(config, images, accelerator))
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
         evaluated = checkpoint is not None and checkpoint.evaluated
@@ -95,6 +101,9 @@ def run_training(
             if main:
                 log.info(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
             return 0
+
+        if checkpoint is None or changed:
+            _check_images(config, images, accelerator)
 
         # Networks, optimisers and the batch stream, as the checkpoint left them.
         task = stack.enter_context(closing(make_task(config, images, accelerator)))
@@ -137,7 +146,7 @@ def run_training(
             if stopping:
                 with agree_on_errors(accelerator):
                     if missing is not None:
-                        raise UserError(f"{missing} The run is saved up to step {step}; the same command resumes from there.")
+                        raise UserError(f"{missing} The run is saved up to step {step}; {_RESUME}")
                 return recorder.stopped(step)
     return 0
 
@@ -175,6 +184,27 @@ def _load(config: C, accelerator: Accelerator, load_images: Callable[[], I]) -> 
         for remark in images.remarks():
             log.info(remark)
     return config, images
+
+
+def _check_images(config: RunConfig, images: ImageDataset, accelerator: Accelerator) -> None:
+    """Decode images that will be streamed, for a bounded time. Raises UserError that names all that cannot be read.
+
+    Images that are kept in memory are all decoded at the start anyhow.
+    """
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    mistakes, checked, total = [], 0, 0
+    for part in images.parts():
+        if part.gigabytes() > config.data.memory_gb and needs_decoding(part.source):
+            show = follow if accelerator.is_main_process else lambda items, _total, _what: items
+            own = range(rank, len(part), processes)
+            with agree_on_errors(accelerator):
+                report = check_images(part.source, own, show, workers=config.data.workers, seconds=_CHECK_SECONDS)
+            mistakes += gather_object(report.mistakes)
+            checked, total = checked + sum(gather_object([report.checked])), total + len(part)
+    with agree_on_errors(accelerator):
+        require_none(mistakes, checked)
+    if accelerator.is_main_process and checked < total:
+        log.info(f"checked {checked:,} of {total:,} images in {_CHECK_SECONDS} s; python -m gan check checks all of them")
 
 
 def _open(config: C, images: I, accelerator: Accelerator) -> tuple[C, Checkpoint | None]:

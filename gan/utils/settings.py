@@ -40,7 +40,7 @@ class DataConfig:
         32, "side of the images in pixels; a GAN needs a multiple of 8 from 32 up", at_least=1, at_most=4096
     )
     channels: int | None = setting(
-        None, "1 grey, 3 colour; null: those of the data set (of a folder: of its first image)", resolved=True
+        None, "1 grey, 3 colour; null: those of the data set (of a folder: 3 if any image has colour)", resolved=True
     )
     flip: bool = setting(False, "mirror each image left to right with probability 1/2")
     memory_gb: float = setting(
@@ -48,6 +48,9 @@ class DataConfig:
     )
     workers: int = setting(
         2, "processes that decode images, when streaming or at the start", at_least=0, at_most=1024, changeable=True
+    )
+    accept_changes: bool = setting(
+        False, "resume although the images have changed since; this start only, recorded in environment.json", changeable=True
     )
 
 
