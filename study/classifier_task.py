@@ -17,7 +17,8 @@ from gan.runs.lock import writing_to
 from gan.runs.loggers import Tracker
 from gan.training.context import Metrics, TrainContext
 from gan.training.loop import run_training
-from gan.utils.distributed import on_main
+from gan.training.memory_estimate import require_memory
+from gan.utils.distributed import agree_on_errors, on_main
 from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import to_yaml
 from study.config import StudyConfig
@@ -27,6 +28,8 @@ from study.probes import Prober
 from study.results import FAILED, write_failure
 
 TEST_BATCH = 250  # images in a forward pass of the test; in evaluation mode no norm mixes them, so the size changes no result
+
+FEWEST_MAPS = 16  # of an image's own size that any network keeps for its backward pass
 
 
 def train(config: StudyConfig, accelerator: Accelerator) -> int:
@@ -69,6 +72,8 @@ class ClassifierTask:
         self.config, self.images, self.tested = config, images, images.tested
         self.context = TrainContext.of(config, accelerator)
         shard, device = self.context.shard, self.context.device
+        with agree_on_errors(accelerator):
+            require_memory(config, shard.local_size * FEWEST_MAPS * config.data.image_size**2 * 4, device)
         self.test_pixels = self.context.cache_pixels(self.tested)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.network = self.context.to_device(build(config, images))

@@ -24,6 +24,8 @@ from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import build_state, restore, snapshot
 from gan.training.gan_step import train_step
 from gan.training.loop import due, run_training
+from gan.training.memory_estimate import gan_bytes, require_memory
+from gan.utils.distributed import agree_on_errors
 from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
@@ -67,6 +69,8 @@ class GanTask:
         self.config, self.images = config, images
         self.context = GanContext.of(config, accelerator)
         shard, device = self.context.shard, self.context.device
+        with agree_on_errors(accelerator):
+            require_memory(config, gan_bytes(config, shard.local_size), device)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.state = build_state(self.context)
         self.scorer: GeneratorScorer | None = None

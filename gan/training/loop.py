@@ -236,6 +236,11 @@ def _announce(config: RunConfig, images: ImageDataset, accelerator: Accelerator,
         return
     for warning in config.warnings():
         log.warning(warning)
+    if config.training.batch_size > len(images):
+        log.warning(
+            f"training.batch_size={config.training.batch_size} is more than the {len(images):,} images: a batch holds some"
+            " of them more than once."
+        )
     count = accelerator.num_processes
     where = f"{count} process{'es' if count > 1 else ''} on {accelerator.device.type} in {config.training.precision}"
     log.info(f"{config.folder}: from step {start} to {last}, {len(images):,} images, {where}")
