@@ -247,6 +247,7 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
     specs = (options.a, options.b)
     opened = {spec: on_all(accelerator, partial(_open_side, options, spec)) for spec in specs}
     on_all(accelerator, partial(_check_same_size, opened))
+    _show_remarks(list(opened.values()), accelerator)
     extractor = _load_extractor(options, accelerator)
     sides: list[Features | GaussianStats | None] = []
     for spec in specs:
@@ -276,6 +277,13 @@ def _check_same_size(sides: Mapping[str, ImageSet | GaussianStats]) -> None:
         )
 
 
+def _show_remarks(opened: Sequence[ImageSet | GaussianStats], accelerator: Accelerator) -> None:
+    """Say what of the folders and zips was left out."""
+    for images in opened if accelerator.is_main_process else ():
+        for remark in getattr(images, "remarks", ()):
+            log.info(remark)
+
+
 def _print_comparison(
     options: argparse.Namespace, extractor: Extractor, a: Features | GaussianStats | None, b: Features | GaussianStats | None
 ) -> None:
@@ -295,6 +303,7 @@ def _print_comparison(
 def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Write the statistics of a set of real images."""
     opened = on_all(accelerator, partial(open_images, options.spec, size=options.size, folder=options.data))
+    _show_remarks([opened], accelerator)
     extractor = _load_extractor(options, accelerator)
     accumulator = Accumulator(extractor.dimensions)
     # Part by part, so that the features of all images are never in memory together.

@@ -7,8 +7,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from eval.extractors import Extractor, Floats
 from eval.npz import read_arrays
+from gan.data.datasets import DECODING
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, remove_unfinished, write_atomically
 from gan.utils.locks import locked
@@ -35,10 +36,18 @@ def digest(identity: Any) -> str:
 
 def cache_folder(images: dict[str, Any], extractor: Extractor) -> Path:
     """Return the folder for the features of the images with the identity ``images``."""
+    return _root() / _key(images, extractor)
+
+
+def _key(images: dict[str, Any], extractor: Extractor) -> str:
     made_with = {name: version(name) for name in ("torch", "torchvision", "pillow")} | {"device": extractor.device.type}
-    return (cache_root() or _temporary_root()) / digest(
-        {"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with}
-    )
+    if "fit" in images:  # real images, not samples of a generator
+        made_with["decoding"] = str(DECODING)
+    return digest({"format": FORMAT, "images": images, "extractor": extractor.identity, "made_with": made_with})
+
+
+def _root() -> Path:
+    return cache_root() or _temporary_root()
 
 
 @lru_cache
@@ -50,13 +59,33 @@ def _temporary_root() -> Path:
 
 
 class FeatureCache:
-    """The features of one image set by one extractor, in parts of consecutive images."""
+    """The features of one image set by one extractor, in parts of consecutive images.
 
-    def __init__(self, images: dict[str, Any], extractor: Extractor) -> None:
-        self.folder, self.widths = cache_folder(images, extractor), extractor.widths
+    A part with an identity of its own is also found by sets of other content: those in which a damaged file was mended.
+    """
+
+    def __init__(
+        self, images: dict[str, Any], extractor: Extractor, part: Callable[[int, int], dict[str, Any] | None] | None = None
+    ) -> None:
+        """``part(start, end)`` returns the identity of a part; None: it has none."""
+        self.folder, self.widths, self.extractor = cache_folder(images, extractor), extractor.widths, extractor
+        self._identity_of_part = part
 
     def path(self, start: int, end: int) -> Path:
         return self.folder / f"{start:08d}-{end:08d}.npz"
+
+    def _shared(self, start: int, end: int) -> Path | None:
+        """Return the path under which sets of other content find the part."""
+        identity = self._identity_of_part(start, end) if self._identity_of_part is not None else None
+        return None if identity is None else _root() / "parts" / f"{_key(identity, self.extractor)}.npz"
+
+    def find(self, start: int, end: int) -> bool:
+        """Return whether the part is there, or take it over from another set."""
+        path = self.path(start, end)
+        if not path.exists() and (shared := self._shared(start, end)) is not None:
+            with suppress(OSError):
+                path.hardlink_to(shared)
+        return path.exists()
 
     def save(self, start: int, end: int, part: Part) -> None:
         """Write the part for the images ``start`` to ``end``. Raises UserError where the folder cannot be written."""
@@ -67,6 +96,11 @@ class FeatureCache:
             write_atomically(self.path(start, end), buffer.getvalue())
         except OSError as error:
             raise self._not_writable(error) from None
+        if (shared := self._shared(start, end)) is not None:
+            with suppress(OSError):  # it only saves time
+                shared.parent.mkdir(exist_ok=True)
+                shared.unlink(missing_ok=True)
+                shared.hardlink_to(self.path(start, end))
 
     def load(self, start: int, end: int) -> Part | None:
         """Return the part for the images ``start`` to ``end``; None where it is missing or damaged."""

@@ -69,11 +69,11 @@ def extract_parts(
     accelerator = accelerator or make_accelerator()
     total = len(images) if count is None else count
     spans = [(start, min(start + PART, total)) for start in range(0, total, PART)]
-    cache = FeatureCache(images.identity, extractor) if use_cache else None
+    cache = FeatureCache(images.identity, extractor, getattr(images, "part", None)) if use_cache else None
     with ExitStack() as stack:
         if cache is not None:
             only_on_main(accelerator, partial(stack.enter_context, cache.lock()))
-        stored = on_main(accelerator, lambda: [cache is not None and cache.path(*span).exists() for span in spans])
+        stored = on_main(accelerator, lambda: [cache is not None and cache.find(*span) for span in spans])
         missing = sum(end - start for (start, end), found in zip(spans, stored, strict=True) if not found)
         show = show_progress and accelerator.is_main_process and missing > 0
         bar = stack.enter_context(progress(total, "image", start=total - missing, shown=show))

@@ -1,14 +1,13 @@
 """Sets of images to be scored: data sets, folders and zips, and the samples of a generator."""
 
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.features import ImageSet
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset, load_images, to_pixels
 from gan.data.sources import Source, open_source
@@ -25,8 +24,8 @@ class StoredImages:
     """Images of a data set, folder or zip, scaled to one size and converted to one number of channels."""
 
     def __init__(self, images: ImageDataset) -> None:
-        self.images = images
-        self.identity = {
+        self.images, self.remarks = images, images.remarks()
+        self.identity: dict[str, Any] = {
             "content": images.source.content(),
             "count": len(images),
             "image": [images.channels, images.size, images.size],
@@ -36,6 +35,10 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.images)
 
+    def part(self, start: int, end: int) -> dict[str, Any]:
+        """Return the identity of the images from ``start`` to ``end``, which sets that differ elsewhere share."""
+        return {**self.identity, "content": self.images.source.content(start, end), "count": end - start}
+
     def read(self, start: int, count: int) -> Tensor:
         return torch.stack([self.images[index] for index in range(start, start + count)])
 
@@ -44,12 +47,21 @@ class NativeImages:
     """Images of a source in their own size, which must be the same for all, in three channels."""
 
     def __init__(self, source: Source, spec: str) -> None:
-        self.source, self.spec = source, spec
+        self.source, self.spec, self.remarks = source, spec, source.remarks
         self.shape = self._pixels(0).shape
-        self.identity = {"content": source.content(), "count": len(source), "image": list(self.shape), "fit": "as they are"}
+        self.identity: dict[str, Any] = {
+            "content": source.content(),
+            "count": len(source),
+            "image": list(self.shape),
+            "fit": "as they are",
+        }
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def part(self, start: int, end: int) -> dict[str, Any]:
+        """Return the identity of the images from ``start`` to ``end``, which sets that differ elsewhere share."""
+        return {**self.identity, "content": self.source.content(start, end), "count": end - start}
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         return to_pixels(self.source.read(index), 3)
@@ -74,7 +86,7 @@ class GeneratedImages:
     def __init__(self, network: nn.Module, config: GanConfig, weights: str, seed: int) -> None:
         self.network, self.seed, self.latent_dim = network, seed, config.model.latent_dim
         name = "ema" if weights == "ema" else "generator"
-        self.identity = {
+        self.identity: dict[str, Any] = {
             "generator_sha256": checkpoints.checksum(name, network.state_dict()),
             "weights": weights,
             "seed": seed,
@@ -114,12 +126,12 @@ def parse_spec(spec: str, *, size: int = 32, channels: int | None = None, folder
     )
 
 
-def open_images(spec: str, *, size: int | None, folder: str | None = None) -> ImageSet:
+def open_images(spec: str, *, size: int | None, folder: str | None = None) -> StoredImages | NativeImages:
     """Return the images of a SPEC in three channels: in their own size, or scaled and cropped to ``size`` x ``size``.
 
     Raises UserError for fewer than two images, or mixed sizes where ``size`` is None.
     """
-    opened: ImageSet
+    opened: StoredImages | NativeImages
     if size is not None:
         opened = StoredImages(load_images(parse_spec(spec, size=size, channels=3, folder=folder)))
     else:

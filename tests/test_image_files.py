@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import eval.__main__ as evaluation
 from gan.data.datasets import load_images
 from gan.data.sources import Source, open_source
+from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig
 from tests.conftest import command
+from tests.small import scale_down
 
 
 def picture(colour: bool = False) -> bytes:
@@ -190,3 +193,13 @@ def test_many_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     source = opened(tmp_path / "images")
     assert set(classes(source)) == {"a", "b", "c"}
     assert np.bincount(source.labels().class_indices).tolist() == [5, 5, 5]  # each sees all chains without a repetition
+
+
+def test_a_score_of_two_folders_says_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    root = folder_of(tmp_path, [f"{index}.png" for index in range(20)] + ["a.heic"])
+    images = ["images", str(root), str(root), "--extractor", "efficientnet-lite0", "--size", "32"]
+    assert cli.run(lambda: evaluation.main(images)) == 0
+    assert "1 file of other kinds left out: 1 .heic" in capsys.readouterr().err

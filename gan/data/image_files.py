@@ -62,8 +62,8 @@ class FolderSource:
     def fingerprint(self) -> str:
         return digest(f"{name}\0{self._size(name)}" for name in self.names)
 
-    def content(self) -> str:
-        return digest(f"{name}\0{hashlib.sha256(self._read_file(name)).hexdigest()}" for name in self.names)
+    def content(self, start: int = 0, end: int | None = None) -> str:
+        return digest(f"{name}\0{hashlib.sha256(self._read_file(name)).hexdigest()}" for name in self.names[start:end])
 
     def times(self) -> str:
         # The second time changes with the content even where a program sets the first one back.
@@ -126,9 +126,10 @@ class ZipSource:
         return has_grey_mode(self._content(index), self._where(index))
 
     def fingerprint(self) -> str:
-        return digest(f"{e.filename}\0{e.file_size}\0{e.CRC}" for e in self.entries)
+        return self.content()
 
-    content = fingerprint
+    def content(self, start: int = 0, end: int | None = None) -> str:
+        return digest(f"{e.filename}\0{e.file_size}\0{e.CRC}" for e in self.entries[start:end])
 
     def times(self) -> str:
         return ""

@@ -41,8 +41,11 @@ class Source(Protocol):
         """
         ...
 
-    def content(self) -> str:
-        """Return a name for the images' content that changes with any of their bytes; reads all files of a folder."""
+    def content(self, start: int = 0, end: int | None = None) -> str:
+        """Return a name for the content of the images from ``start`` to ``end`` that changes with any of their bytes.
+
+        Reads all of these files of a folder.
+        """
         ...
 
     def times(self) -> str:
@@ -77,9 +80,11 @@ class ArraySource:
         return self.images.ndim == 3
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(repr(self.images.shape).encode() + np.ascontiguousarray(self.images).tobytes()).hexdigest()
+        return self.content()
 
-    content = fingerprint
+    def content(self, start: int = 0, end: int | None = None) -> str:
+        images = self.images[start:end]
+        return hashlib.sha256(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
 
     def times(self) -> str:
         return ""
@@ -105,14 +110,14 @@ class Subset:
     def is_grey(self, index: int) -> bool:
         return self.whole.is_grey(int(self.indices[index]))
 
-    def _name(self, name: str) -> str:
-        return hashlib.sha256(name.encode() + self.indices.tobytes()).hexdigest()
+    def _name(self, name: str, start: int = 0, end: int | None = None) -> str:
+        return hashlib.sha256(name.encode() + self.indices[start:end].tobytes()).hexdigest()
 
     def fingerprint(self) -> str:
         return self._name(self.whole.fingerprint())
 
-    def content(self) -> str:
-        return self._name(self.whole.content())
+    def content(self, start: int = 0, end: int | None = None) -> str:
+        return self._name(self.whole.content(), start, end)
 
     def times(self) -> str:
         return self.whole.times()

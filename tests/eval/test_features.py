@@ -1,5 +1,6 @@
 """Extraction: the same features however it is interrupted, shared or cached."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from eval import features as module
 from eval.feature_cache import FeatureCache, cache_folder
 from eval.features import PART, extract
-from eval.image_sets import StoredImages, parse_spec
+from eval.image_sets import NativeImages, StoredImages, parse_spec
 from gan.data.datasets import load_images
+from gan.data.sources import open_source
 from gan.utils.distributed import connected
 from gan.utils.errors import UserError
 from tests.small import SmallImages, small_extractor
@@ -116,6 +118,54 @@ def test_the_content_of_a_folder_counts_and_not_its_name(tmp_path: Path) -> None
     assert a == b
     assert (tmp_path / "a/0.bmp").stat().st_size == (tmp_path / "c/0.bmp").stat().st_size, "told apart by content, not size"
     assert a["content"] != c["content"]
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("how", ["mended", "removed"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_features_of_the_other_images_are_kept_when_a_damaged_file_is_mended(
+    packed: bool, how: str, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART", 4)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(12):
+        Image.new("RGB", (32, 32), (index, 0, 0)).save(folder / f"{index:02d}.bmp")
+    whole = (folder / "09.bmp").read_bytes()
+
+    def images() -> StoredImages | NativeImages:
+        path = shutil.make_archive(str(tmp_path / "images"), "zip", folder) if packed else str(folder)
+        spec = parse_spec(path, size=32, channels=3)
+        return NativeImages(open_source(spec), path) if native else StoredImages(load_images(spec))
+
+    (folder / "09.bmp").write_bytes(whole[:500])
+    with pytest.raises(UserError, match=r"09\.bmp: a damaged image"):
+        extract(images(), small_extractor())
+    (folder / "09.bmp").unlink() if how == "removed" else (folder / "09.bmp").write_bytes(whole)
+    opened, read = images(), []
+    whole_read = type(opened).read
+    monkeypatch.setattr(
+        type(opened), "read", lambda self, start, count: read.append((start, count)) or whole_read(self, start, count)
+    )
+    found = extract(opened, small_extractor())
+    assert read == [(8, 4 if how == "mended" else 3)]
+    again = extract(opened, small_extractor(), use_cache=False)
+    assert found is not None
+    assert again is not None
+    assert (found.values == again.values).all()
+
+
+def test_features_of_images_that_are_decoded_otherwise_are_extracted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    images = StoredImages(load_images(parse_spec(str(tmp_path), size=32, channels=3)))
+    samples = SmallImages(1)  # of a generator, which are not decoded
+    before = [cache_folder(some.identity, small_extractor()) for some in (images, samples)]
+    monkeypatch.setattr("eval.feature_cache.DECODING", -1)
+    after = [cache_folder(some.identity, small_extractor()) for some in (images, samples)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]
 
 
 def _extract_together(out: Path) -> None:
