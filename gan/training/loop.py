@@ -27,7 +27,6 @@ from gan.utils.settings import C, RunConfig, check_processes
 
 log = logging.getLogger(__name__)
 _CHECK_SECONDS = 30  # of decoding images that will be streamed, before the first step
-_RESUME = "the same command resumes from there, with data.accept_changes=true after a change of images."
 I = TypeVar("I", bound=ImageDataset)  # noqa: E741
 
 
@@ -124,8 +123,7 @@ def run_training(
 
         if not evaluated and not recorder.evaluate(start):
             return recorder.stopped(start)
-        with agree_on_errors(accelerator):
-            task.prepare(start, lambda: False)  # there may be nothing to save yet, so that a stop comes after the first step
+        on_all(accelerator, lambda: task.prepare(start, lambda: False))  # a stop comes after a step, which is saved
         for step in range(start + 1, last + 1):
             metrics = task.step(step - 1)
             monitor.note(step, metrics)
@@ -144,9 +142,7 @@ def run_training(
                 recorder.save(step)
             bar.update()
             if stopping:
-                with agree_on_errors(accelerator):
-                    if missing is not None:
-                        raise UserError(f"{missing} The run is saved up to step {step}; {_RESUME}")
+                on_all(accelerator, lambda: _require_images(missing, step))
                 return recorder.stopped(step)
     return 0
 
@@ -158,6 +154,15 @@ def _prepare(task: TrainingTask, number: int, stop: StopRequest) -> UserError | 
     except UserError as error:
         return error
     return None
+
+
+def _require_images(missing: UserError | None, step: int) -> None:
+    """Raise UserError where the images after the saved ``step`` are ``missing``."""
+    if missing is not None:
+        raise UserError(
+            f"{missing} The run is saved up to step {step}; the same command resumes from there, with data.accept_changes=true"
+            " after a change of images."
+        )
 
 
 def due(step: int, every: int, total: int) -> bool:

@@ -18,7 +18,7 @@ from gan.data.worker_pool import WorkerPool, compute_batches
 from gan.runs import checkpoints
 from gan.utils.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def square(index: int) -> int:
