@@ -29,7 +29,7 @@ from study.results import FAILED, write_failure
 
 TEST_BATCH = 250  # images in a forward pass of the test; in evaluation mode no norm mixes them, so the size changes no result
 
-FEWEST_MAPS = 16  # of an image's own size that any network keeps for its backward pass
+FEWEST_MAPS = 16  # of an image's own size that any network keeps for its backward pass, in 2 bytes or more a value
 
 
 def train(config: StudyConfig, accelerator: Accelerator) -> int:
@@ -73,7 +73,7 @@ class ClassifierTask:
         self.context = TrainContext.of(config, accelerator)
         shard, device = self.context.shard, self.context.device
         with agree_on_errors(accelerator):
-            require_memory(config, shard.local_size * FEWEST_MAPS * config.data.image_size**2 * 4, device)
+            require_memory(config, shard.local_size * FEWEST_MAPS * config.data.image_size**2 * 2, device)
         self.test_pixels = self.context.cache_pixels(self.tested)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.network = self.context.to_device(build(config, images))

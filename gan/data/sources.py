@@ -173,7 +173,9 @@ def open_source(data: DataConfig) -> Source:
     source: Source = FolderSource(path) if path.is_dir() else ZipSource(path)
     if not len(source):
         others = "".join(f" ({remark.removeprefix(f'{path}: ')})" for remark in source.remarks)
-        raise UserError(f"{path}: holds no images{others}. Expected files such as .png or .jpg, in class folders or not.")
+        raise UserError(
+            f"{path}: holds no images{others}. Expected files such as .png or .jpg, not hidden, in class folders or not."
+        )
     return source
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Protocol, TypeVar
 
 from accelerate import Accelerator
@@ -142,7 +143,7 @@ def run_training(
                 recorder.save(step)
             bar.update()
             if stopping:
-                on_all(accelerator, lambda: _require_images(missing, step))
+                on_all(accelerator, partial(_require_images, missing, step))
                 return recorder.stopped(step)
     return 0
 
