@@ -74,7 +74,8 @@ class WorkerPool(Generic[T]):
         """
         with self._changed:
             for number, indices in islice(self._batches, self._next + self._ahead - len(self._sizes)):
-                pieces = [indices[start : start + _PIECE] for start in range(0, len(indices), _PIECE)]
+                size = max(1, min(_PIECE, -(-len(indices) // len(self._workers))))  # all workers share a batch
+                pieces = [indices[start : start + size] for start in range(0, len(indices), size)]
                 self._sizes[number] = len(pieces)
                 self._waiting.extend((number, piece, part) for piece, part in enumerate(pieces))
             self._assign()
