@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ _PIECE = 64  # most indices in one message
 _ASSIGNED = 4  # most pieces that wait in a worker's pipe: few enough that sending one never waits
 _REPORT = 1.0  # seconds after which a worker sends what it has of a piece
 _POLL = 0.1  # seconds between two looks at what else may have happened
+# Pipe ends of this process. A forked worker closes its copies: they would keep the pipes open after the end of the main process.
+_MAIN_ENDS: "weakref.WeakSet[Connection]" = weakref.WeakSet()
 
 
 @dataclass(eq=False)
@@ -62,6 +65,7 @@ class WorkerPool(Generic[T]):
 
     def _start(self, function: Callable[[int], T]) -> _Worker[T]:
         ours, theirs = multiprocessing.Pipe()
+        _MAIN_ENDS.add(ours)
         process = multiprocessing.Process(target=_work, args=(theirs, function, os.getpid()), daemon=True)
         process.start()
         theirs.close()  # so that the worker's end is noticed
@@ -191,10 +195,12 @@ def compute_batches(
 def _work(connection: Connection, function: Callable[[int], T], parent: int) -> None:
     """Compute pieces until the main process closes the pipe or ends. Runs in a worker process."""
     _leave_signals_to_the_main_process()
+    for inherited in list(_MAIN_ENDS):
+        inherited.close()
     try:
         while True:
             while not connection.poll(5.0):
-                if os.getppid() != parent:  # a worker that was started later may still hold the other end of the pipe
+                if os.getppid() != parent:  # another program that the main process has started may hold the pipe
                     return
             number, piece, indices = connection.recv()
             values: list[T] = []

@@ -124,20 +124,27 @@ def test_results_need_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [value[0] for value in next(compute_batches(large, [[3, 4]], 2))] == [3, 4]
 
 
-def test_workers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_work", [False, True])
+def test_workers_end_at_once_with_the_process_that_started_them(at_work: bool, tmp_path: Path) -> None:
     script = (
-        "import sys, time, os\n"
+        "import os, sys, time\n"
         "from gan.data.worker_pool import WorkerPool\n"
-        "pool = WorkerPool(abs, [[1]], 2)\n"
+        "from tests.data.test_worker_pool import large\n"
+        f"pool = WorkerPool(large, ([1] * 8 for _ in range({20 if at_work else 0})), 3)\n"
+        f"{'pool.next()' if at_work else ''}\n"
         "print(*(worker.process.pid for worker in pool._workers), flush=True)\n"
+        "time.sleep(1)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    end = time.monotonic() + 15
-    for number in done.stdout.split():
+    with (tmp_path / "workers").open("w") as file:  # not a pipe, whose reader would wait for the workers
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=file, timeout=60, check=False)
+    end = time.monotonic() + 2
+    numbers = (tmp_path / "workers").read_text().split()
+    assert len(numbers) == 3
+    for number in numbers:
         while _runs(int(number)):
             assert time.monotonic() < end
-            time.sleep(0.1)
+            time.sleep(0.05)
 
 
 def _runs(number: int) -> bool:
