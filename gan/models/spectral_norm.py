@@ -1,5 +1,6 @@
 """Spectral normalisation of a layer."""
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias, TypeVar, cast
@@ -44,7 +45,7 @@ class SpectralNorm(nn.Module):
     evaluation use the same u and v.
 
     W may have any scale, zero included: u and v are never zero, and cW gives the same layer as W. An all-zero W stays zero,
-    and is normalised as soon as it is not. On other devices than a CPU, sigma itself must be a normal number of W's precision.
+    and is normalised as soon as it is not.
     """
 
     def __init__(self, layer: Layer, *, initial_iterations: int = 15, iterations: int = 1) -> None:
@@ -127,10 +128,15 @@ def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
     return weight / (sigma + (sigma == 0))
 
 
-def _is_precise(sigma: Tensor) -> bool:
-    """Return whether a sum of products as large as ``sigma`` neither overflows nor loses digits to the smallest numbers."""
-    limits = torch.finfo(sigma.dtype)
-    return limits.tiny / limits.eps < abs(float(sigma)) <= limits.max
+def _power_of_two(weight: Tensor) -> Tensor:
+    """Return a power of two, a scalar, by which ``weight`` has a largest magnitude of about 1.
+
+    Multiplying by it is exact, so W / sigma(W) has the same bits for every ordinary scale of W. Without it, sigma overflows for
+    a large W, and has few digits for a tiny one.
+    """
+    largest = torch.linalg.vector_norm(weight, float("inf"))
+    limit = 1 - math.frexp(torch.finfo(weight.dtype).tiny)[1]  # 2^limit and 2^-limit are numbers of W's precision
+    return torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent.clamp(-limit, limit))
 
 
 class _DivideBySigma(torch.autograd.Function):
@@ -142,14 +148,10 @@ class _DivideBySigma(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-        sigma = _sigma(weight, u, v, transposed)
-        if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_precise(sigma):
-            largest = weight.abs().amax()
-            if 0 < largest < float("inf"):
-                scaled = weight / largest
-                divisor = _sigma(scaled, u, v, transposed)
-                return _divide(scaled, divisor), divisor * largest
-        return _divide(weight, sigma), sigma
+        scale = _power_of_two(weight)
+        scaled = weight * scale
+        sigma = _sigma(scaled, u, v, transposed)
+        return _divide(scaled, sigma), sigma / scale
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:

@@ -19,7 +19,6 @@ from gan.runs.folder import is_run, open_run, same_settings, start_folder
 from gan.runs.lock import lock_run
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
-from gan.training.health import DivergenceMonitor
 from gan.training.recorder import Recorder
 from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main
 from gan.utils.errors import UserError, first_line
@@ -93,23 +92,15 @@ def run_training(
         resuming = on_main(accelerator, lambda: is_run(config.folder))
         if resuming:
             _lock(config, accelerator, stack)
-        changed = config.data.accept_changes
-        config, checkpoint = on_main(accelerator, lambda: _open(config, images, accelerator))
+        config, checkpoint = _open(config, images, accelerator)
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
         evaluated = checkpoint is not None and checkpoint.evaluated
         if start >= last and evaluated:
-            if main:
-                log.info(f"{config.folder} is complete at step {start}. To train on, set more steps than that.")
-            return 0
-
-        if checkpoint is None or changed:
-            _check_images(config, images, accelerator)
+            return _complete(config, accelerator, start)
 
         # Networks, optimisers and the batch stream, as the checkpoint left them.
         task = stack.enter_context(closing(make_task(config, images, accelerator)))
-        if checkpoint is not None:
-            with agree_on_errors(accelerator):
-                _restore(task, checkpoint, config)
+        _restore(task, checkpoint, config, accelerator)
 
         # Records. From here on the run's folder is written to.
         if not resuming:
@@ -119,7 +110,6 @@ def run_training(
         stop = stack.enter_context(StopRequest(accelerator))
         bar = stack.enter_context(progress(last, "step", start=start, shown=main))
         recorder = Recorder(task, config, accelerator, tracker, stop, saved=start)
-        monitor = DivergenceMonitor(accelerator.device, config.health.max_grad_norm)
         _announce(config, images, accelerator, start, last)
 
         if not evaluated and not recorder.evaluate(start):
@@ -127,18 +117,16 @@ def run_training(
         on_all(accelerator, lambda: task.prepare(start, lambda: False))  # a stop comes after a step, which is saved
         for step in range(start + 1, last + 1):
             metrics = task.step(step - 1)
-            monitor.note(step, metrics)
-            # A step that has begun cannot be saved, so the images of the next one come first.
+            recorder.monitor.note(step, metrics)
             missing = _prepare(task, step, stop) if step < last else None
             stopping = stop.agreed(failed=missing is not None)
             logging_due, saving_due = due(step, config.tracking.every, last), due(step, config.checkpoint.every, last)
             evaluation_due = task.should_evaluate(step)
             if logging_due or saving_due or evaluation_due or stopping:
-                recorder.require_healthy(monitor, step)
+                recorder.require_healthy(step)
             if logging_due:
                 bar.set_postfix_str(recorder.log(step, metrics), refresh=False)
-            if evaluation_due:
-                stopping = not recorder.evaluate(step) or stopping
+            stopping = (evaluation_due and not recorder.evaluate(step)) or stopping
             if saving_due or stopping:
                 recorder.save(step)
             bar.update()
@@ -149,7 +137,10 @@ def run_training(
 
 
 def _prepare(task: TrainingTask, number: int, stop: StopRequest) -> UserError | None:
-    """Wait for the images of step ``number``. Return why they cannot be had, None where they are there or ``stop`` was asked."""
+    """Wait for the images of step ``number``. Return why they cannot be had, None where they are there or ``stop`` was asked.
+
+    A step that has begun cannot be saved, so its images come before it.
+    """
     try:
         task.prepare(number, lambda: stop.signal != 0)
     except UserError as error:
@@ -214,11 +205,18 @@ def _check_images(config: RunConfig, images: ImageDataset, accelerator: Accelera
 
 
 def _open(config: C, images: I, accelerator: Accelerator) -> tuple[C, Checkpoint | None]:
-    """Open the run in ``config.folder``; see ``open_run``. Damaged and surplus checkpoints are put aside."""
-    config, checkpoint = open_run(config, images, accelerator.device)
-    if checkpoint is not None:
-        checkpoints.tidy(config.folder / "checkpoints", checkpoint.step, keep=config.checkpoint.keep)
-    return config, checkpoint
+    """Open the run in ``config.folder``; see ``open_run``. Put damaged and surplus checkpoints aside, and check new images."""
+
+    def open_and_tidy() -> tuple[C, Checkpoint | None]:
+        opened, checkpoint = open_run(config, images, accelerator.device)
+        if checkpoint is not None:
+            checkpoints.tidy(config.folder / "checkpoints", checkpoint.step, keep=config.checkpoint.keep)
+        return opened, checkpoint
+
+    opened, checkpoint = on_main(accelerator, open_and_tidy)
+    if checkpoint is None or config.data.accept_changes:
+        _check_images(opened, images, accelerator)
+    return opened, checkpoint
 
 
 def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None:
@@ -226,15 +224,24 @@ def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None
     on_all(accelerator, lambda: stack.enter_context(lock_run(config.folder)) if accelerator.is_main_process else None)
 
 
-def _restore(task: TrainingTask, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Restore ``task``. The checkpoint's checksums are right, but whoever made the folder made them too."""
-    try:
-        task.restore(checkpoint)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
-            " Restore the folder from a copy."
-        ) from None
+def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:
+    if accelerator.is_main_process:
+        log.info(f"{config.folder} is complete at step {step}. To train on, set more steps than that.")
+    return 0
+
+
+def _restore(task: TrainingTask, checkpoint: Checkpoint | None, config: RunConfig, accelerator: Accelerator) -> None:
+    """Restore ``task`` if there is a checkpoint. Its checksums are right, but whoever made the folder made them too."""
+    if checkpoint is None:
+        return
+    with agree_on_errors(accelerator):
+        try:
+            task.restore(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
+                " Restore the folder from a copy."
+            ) from None
 
 
 def _announce(config: RunConfig, images: ImageDataset, accelerator: Accelerator, start: int, last: int) -> None:

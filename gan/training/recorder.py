@@ -40,8 +40,10 @@ class Recorder:
     saved: int  # the step of the newest checkpoint; 0: none
     evaluated: bool = True  # False from a stop during an evaluation on
     throughput: "Throughput" = field(init=False)
+    monitor: DivergenceMonitor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.monitor = DivergenceMonitor(self.accelerator.device, self.config.health.max_grad_norm)
         self.throughput = Throughput(self.saved, images_per_step=self.task.images_per_step)
 
     def log(self, step: int, metrics: Metrics) -> str:
@@ -82,10 +84,10 @@ class Recorder:
         on_main(self.accelerator, write)
         self.saved = step
 
-    def require_healthy(self, monitor: DivergenceMonitor, step: int) -> None:
+    def require_healthy(self, step: int) -> None:
         """Raise TrainingDivergedError where any step so far had numbers that are not finite, or exploding gradients."""
         try:
-            monitor.require(self.accelerator, self.config.folder)
+            self.monitor.require(self.accelerator, self.config.folder)
         except TrainingDivergedError as error:
             if self.tracker is not None:
                 self.tracker.message(step, str(error))
