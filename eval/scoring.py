@@ -31,6 +31,8 @@ from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
+# Of the samples that are scored during training: one that nobody gives to --seed by chance.
+TRAINING_SEED = 2**31 - 1
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
 
 
@@ -195,7 +197,10 @@ def scores_folder(generator: TrainedGenerator) -> Path:
 
 
 class TrainingScorer:
-    """Score a generator during training, without using a global random state or changing a network."""
+    """Score a generator during training, without using a global random state or changing a network.
+
+    The noise is that of TRAINING_SEED: the best generator is chosen by these scores, so the same noise would flatter it later.
+    """
 
     def __init__(self, config: GanConfig, scorer: Scorer) -> None:
         self.config, self.scorer = config, scorer
@@ -207,7 +212,7 @@ class TrainingScorer:
         All processes call it together, and ``check_stop`` between batches: it raises an exception where the run has to stop.
         """
         weights = "ema" if self.config.training.ema_decay > 0 else "raw"
-        images = GeneratedImages(network, self.config, weights, seed=0)
+        images = GeneratedImages(network, self.config, weights, seed=TRAINING_SEED)
         features = extract(
             images,
             self.scorer.extractor,
@@ -222,8 +227,10 @@ class TrainingScorer:
             return None
         prefix = f"{self.protocol.name}/{self.scorer.extractor.name}"
         found = record["scores"]
-        curves = {f"{prefix}/{name}": found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name]}
-        curves |= {f"{prefix}/{name}": found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name]}
+        known = {name: found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name] is not None}
+        # Of a collapsed generator, precision and recall are 0.0, which is a score like any other.
+        known |= {name: found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name] is not None}
+        curves = {f"{prefix}/{name}": value for name, value in known.items()}
         return Score(record, curves, scores.distance_of(record))
 
 

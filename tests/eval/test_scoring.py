@@ -13,10 +13,11 @@ from PIL import Image
 
 from eval import __main__ as program
 from eval import measurement
+from eval.comparison_keys import comparison_key
 from eval.features import Features
 from eval.measurement import Reference, measure
 from eval.protocols import PROTOCOLS, Protocol
-from eval.scoring import TrainingScorer
+from eval.scoring import TRAINING_SEED, TrainingScorer
 from gan import load_generator
 from gan.config import EvaluationConfig
 from gan.runs import scores
@@ -314,8 +315,23 @@ def test_training_scores_keeps_the_best_and_draws_the_curve(trained: Path) -> No
     assert curve == {record["step"]: record["scores"]["fid"]["mean"] for record in records}
 
 
+def test_scores_of_zero_are_recorded_like_any_other(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(measurement, "precision_recall", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(measurement, "kid", lambda *_: (0.0, 0.0))
+    assert command(tiny("training.steps=2", "samples.every=0", "evaluation.every=2", "tracking.tensorboard=true")) == 0
+    run = tmp_path / "runs" / "tiny"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("kid", "precision", "recall"):
+        key = f"quick/efficientnet-lite0/{name}"
+        assert [(line["step"], line[key]) for line in lines if key in line] == [(0, 0.0), (2, 0.0)]
+        assert [(point.step, point.value) for point in events.Scalars(key)] == [(0, 0.0), (2, 0.0)]
+
+
 def test_a_score_during_training_is_that_of_its_checkpoint(evaluated: Path) -> None:
-    *_, trained, scored = score(evaluated, protocol="quick")
+    *_, trained, scored = score(evaluated, "--seed", TRAINING_SEED, protocol="quick")
     assert (trained["step"], trained["source"], scored["source"]) == (4, "training", "command")
     assert trained["scores"] == scored["scores"]
     assert trained["series"] == scored["series"]
@@ -323,6 +339,29 @@ def test_a_score_during_training_is_that_of_its_checkpoint(evaluated: Path) -> N
     best = load_generator(evaluated / "best").step
     assert score(evaluated / "best", protocol="quick") == []
     assert scores.read(evaluated)[-1]["step"] == best
+
+
+def test_the_best_generator_is_chosen_on_noise_that_its_score_does_not_use(evaluated: Path) -> None:
+    by_command = score(evaluated, protocol="quick")[-1]
+    trained = next(r for r in scores.read(evaluated) if r["source"] == "training" and r["step"] == by_command["step"])
+    assert by_command["provenance"]["generated"] != trained["provenance"]["generated"]
+    assert by_command["scores"] != trained["scores"]
+    assert by_command["series"] != trained["series"], "scores on other noise are not compared"
+
+
+def test_a_score_on_the_noise_of_an_old_run_does_not_keep_best_from_being_replaced(evaluated: Path) -> None:
+    """Scores during training used the noise of seed 0 before; one of them that was lower is on other noise, not better."""
+    old = [record for record in scores.read(evaluated) if record["step"] < 4]
+    for record in old:
+        record["provenance"]["seed"] = record["provenance"]["generated"]["seed"] = 0
+        record["series"] = comparison_key(record["provenance"])
+        record["scores"]["pooled"]["fid"] = 0.0
+    (evaluated / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in old))
+    shutil.rmtree(evaluated / "checkpoints" / "step-00000004")
+    shutil.rmtree(evaluated / "best")
+    assert command(again(evaluated)) == 0
+    assert scores.read(evaluated)[: len(old) - 1] == old[:-1]
+    assert load_generator(evaluated / "best").step >= 3
 
 
 def test_evaluation_changes_no_weight(trained: Path, finished_run: Path) -> None:
