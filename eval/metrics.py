@@ -28,7 +28,8 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
 
     |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)); with Inception's features it is the FID (Heusel et al.
     2017). With S_b = R R^T the last trace is the sum of the square roots of the eigenvalues of R^T S_a R, which is
-    symmetric. R is stored in its GaussianStats, so that a reference is factorized once. Nothing is added to the diagonals.
+    symmetric. R is stored in its GaussianStats, so that a reference is factorized once. Nothing is added to the diagonals. A
+    distance that rounding makes negative is 0.
     The cost is about D^3 operations for R^T S_a R and 4/3 D^3 for its eigenvalues.
 
     Raises UserError for two different dimensions, or numbers so large that the distance is not finite.
@@ -47,7 +48,7 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
         distance = float(difference @ difference + traces)
     if not np.isfinite(distance):
         raise UserError("the Frechet distance is not finite: a statistics file or the extractor's weights are damaged.")
-    return distance
+    return max(distance, 0.0)
 
 
 def _congruent(covariance: Floats, factor: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eval.metrics import frechet_distance
 from eval.statistics import Accumulator, GaussianStats, gaussian_stats, load_stats, save_stats
 from gan.utils.errors import UserError
 
@@ -94,6 +96,45 @@ def test_a_file_that_holds_no_statistics_is_one_line(name: str, tmp_path: Path) 
     with pytest.raises(UserError, match=r"x\.npz: ") as caught:
         load_stats(tmp_path / "x.npz", made_by="inception")
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def singular() -> GaussianStats:
+    """Statistics of fewer images than features, of which many never vary: most eigenvalues are 0."""
+    values = np.random.RandomState(5).randn(40, 90) * np.logspace(0, -1, 90)
+    values[:, ::3] = 0.25
+    return gaussian_stats(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s - 3e-3 * np.eye(90), "least eigenvalue is -0.003"),
+        (lambda s: s.astype(np.float16).astype(np.float64), "least eigenvalue is -"),
+        (lambda s: s.astype(np.float16), "float16 has too few digits"),
+        (lambda s: s + 1e-3 * np.triu(np.ones_like(s), 1), "not symmetric"),
+    ],
+)
+def test_a_sigma_that_is_no_covariance_is_named(
+    change: Callable[[np.ndarray], np.ndarray], words: str, singular: GaussianStats, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "x.npz", mu=singular.mean, sigma=change(singular.covariance))
+    with pytest.raises(UserError, match=words):
+        load_stats(tmp_path / "x.npz", made_by="inception")
+
+
+def test_statistics_summed_in_float32_are_read_and_their_distance_is_not_negative(
+    singular: GaussianStats, tmp_path: Path
+) -> None:
+    values = np.random.RandomState(5).randn(40, 90).astype(np.float32) * np.logspace(0, -1, 90, dtype=np.float32)
+    values[:, ::3] = 0.25
+    mean = values.mean(0)
+    sums = (values.T @ values - len(values) * np.outer(mean, mean)) / (len(values) - 1)
+    assert np.linalg.eigvalsh(sums.astype(np.float64))[0] < 0, "the sums are rounded"
+    for sigma in (sums, singular.covariance.astype(np.float32), 0 * sums):
+        np.savez(tmp_path / "x.npz", mu=mean, sigma=sigma)
+        found = load_stats(tmp_path / "x.npz", made_by="inception")
+        assert min(frechet_distance(found, found), frechet_distance(found, singular), frechet_distance(singular, found)) >= 0
 
 
 def test_provenance_is_json_beside_the_arrays(tmp_path: Path) -> None:

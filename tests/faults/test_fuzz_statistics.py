@@ -138,7 +138,7 @@ def test_any_statistics_file_gives_a_finite_distance_or_one_line(
             distance = found and found["scores"]["fid"]["mean"]
             assert found or contents(gans.run) == before
         if found is not None:
-            assert math.isfinite(distance) and distance > -1e-3 * max(1, np.abs(entries["sigma"]).max()), distance
+            assert math.isfinite(distance) and distance >= 0, distance
         fates[f"{command} {'refused' if found is None else 'scored'}"] += 1
 
     damage = st.none() | st.builds(Damage, st.sampled_from(["flip", "truncate"]), other=st.integers(0, 7), where=st.floats(0, 1))
