@@ -113,10 +113,14 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
 
 
 def _kid(generated: Floats, real: Floats, subsets: int, size: int, seed: int) -> Result:
-    """Return KID over subsets of ``size`` images, or of all images where there are fewer."""
+    """Return KID over subsets of ``size`` images, or of all images where there are fewer.
+
+    The deviation is None where each subset is the whole of both sets: the subsets do not vary, so it is unknown, not zero.
+    """
     size = min(size, len(generated), len(real))
     mean, deviation = kid(generated, real, subsets, size, seed)
-    return {"mean": mean, "std": deviation, "subsets": subsets, "size": size}
+    varies = size < max(len(generated), len(real))
+    return {"mean": mean, "std": deviation if varies else None, "subsets": subsets, "size": size}
 
 
 def _over_runs(values: list[float]) -> Result | None:

@@ -15,6 +15,7 @@ from eval import __main__ as program
 from eval import measurement
 from eval.comparison_keys import comparison_key
 from eval.features import Features
+from eval.formatting import format_comparison
 from eval.measurement import Reference, measure
 from eval.protocols import PROTOCOLS, Protocol
 from eval.scoring import TRAINING_SEED, TrainingScorer
@@ -107,6 +108,20 @@ def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distanc
     assert (found["fid"]["mean"], found["fid"]["std"]) == pytest.approx((np.mean(each), np.std(each)))
     assert found["pooled"]["fid"] == pytest.approx(frechet_distance(gaussian_stats(generated.values), real_moments), rel=1e-9)
     assert found["pooled"]["fid"] < found["fid"]["mean"], "few images score worse than all of them"
+
+
+def test_the_deviation_of_kid_is_unknown_where_each_subset_is_all_images() -> None:
+    whole = Protocol(**{**vars(SMALL), "runs": 1, "samples": 90, "reference": None, "kid_size": 500})
+    for count, known in ((90, False), (91, True)):
+        found = measure(random_features(90, 0), Reference(random_features(count, 1)), whole)
+        assert (found["kid"]["size"], found["kid"]["std"] is not None) == (90, known)
+        assert scores.is_measurement(found)
+        found["kid"]["std"] = 0.0
+        assert scores.is_measurement(found), "records of older versions still load"
+    alike = measurement.compare_images(random_features(40, 3), random_features(40, 4), splits=1, kid_size=40)
+    assert alike["kid"]["std"] is None
+    shown = format_comparison({**alike, "provenance": {"extractor": {"extractor": "efficientnet-lite0", "weights_sha256": ""}}})
+    assert "±" not in next(line for line in shown.splitlines() if "KID" in line)
 
 
 def test_the_floor_is_of_real_images_that_are_not_in_the_reference() -> None:

@@ -123,9 +123,7 @@ def test_a_sigma_that_is_no_covariance_is_named(
         load_stats(tmp_path / "x.npz", made_by="inception")
 
 
-def test_statistics_summed_in_float32_are_read_and_their_distance_is_not_negative(
-    singular: GaussianStats, tmp_path: Path
-) -> None:
+def test_statistics_summed_in_float32_are_read_and_give_no_negative_distance(singular: GaussianStats, tmp_path: Path) -> None:
     values = np.random.RandomState(5).randn(40, 90).astype(np.float32) * np.logspace(0, -1, 90, dtype=np.float32)
     values[:, ::3] = 0.25
     mean = values.mean(0)
