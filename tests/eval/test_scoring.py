@@ -436,6 +436,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "one image": (["images", "{}/one", "{}/a"], "one image"),
     "mixed sizes": (["images", "{}/a", "{}/mixed"], "images of mixed sizes"),
     "two sizes": (["images", "{}/a", "{}/large"], "Give --size 32"),
+    "a run in place of images": (["images", "{}/run", "{}/a", "--size", "32"], "its pictures are grids of samples"),
+    "a run's grids": (["images", "{}/a", "{}/run/samples"], "of the run"),
+    "a checkpoint in place of images": (["images", "{}/run/checkpoints/step-00000004", "{}/a"], "-m eval score"),
+    "a folder of runs": (["images", "{}/runs", "{}/a"], "runs/one"),
+    "statistics of a run": (["reference", "{}/run", "--out", "{}/x.npz"], "-m gan sample"),
+    "a run as reference": (["score", "{}/run", "--protocol", "quick", "--reference", "{}/run"], "no set of images"),
+    "a run as floor": (["score", "{}/run", "--protocol", "quick", "--floor", "{}/run"], "no set of images"),
     "unknown data set": (["images", "{}/a", "cifar11"], "neither a data set"),
     "unknown split": (["images", "{}/a", "cifar10:validation"], "expected train or test"),
     "digits have no splits": (["images", "{}/a", "digits:test"], "has no splits"),
@@ -467,6 +474,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
     (tmp_path / "corrupt" / "001.png").write_text("no image")
     (tmp_path / "empty").mkdir()
     shutil.copytree(run, tmp_path / "young", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(run, tmp_path / "runs" / "one")
     (tmp_path / "junk").write_bytes(b"junk")
     (tmp_path / "junk.npz").write_bytes(b"junk")
     np.savez(tmp_path / "size.npz", mu=np.zeros(5), sigma=np.eye(5))
