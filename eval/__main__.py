@@ -17,7 +17,7 @@ from eval.following import follow_generators, kept_generators
 from eval.formatting import format_comparison, format_record
 from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison
 from eval.image_sets import GeneratedImages, open_images
-from eval.measurement import compare_images
+from eval.measurement import compare_images, warn_of_few_images
 from eval.options import parser
 from eval.protocols import PROTOCOLS, Protocol
 from eval.references import check_stats
@@ -145,6 +145,8 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
             sides.append(side)
         else:
             sides.append(extract(side, extractor, accelerator=accelerator, batch=options.batch_size))
+        if accelerator.is_main_process:
+            warn_of_few_images(spec, side, extractor.dimensions)
     only_on_main(accelerator, lambda: _print_comparison(options, extractor, *sides))
 
 
@@ -199,6 +201,7 @@ def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
         accumulator.update(part.values)
     if not accelerator.is_main_process:
         return
+    warn_of_few_images(options.spec, opened, extractor.dimensions)
     provenance = {"extractor": extractor.identity, "images": opened.identity, "versions": versions()}
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Scores under a protocol: generated images against a reference, real images as a floor, and two sets of images."""
 
+import logging
+from collections.abc import Sized
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +13,8 @@ from eval.metrics import SEED, Floats, fid_infinity, frechet_distance, inception
 from eval.protocols import NEIGHBOURHOOD, Protocol
 from eval.statistics import Accumulator, GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 HELD_OUT = "held-out images"
@@ -46,6 +50,16 @@ def check_reference_size(real: int, protocol: Protocol) -> None:
     if protocol.reference is not None and real < protocol.reference:
         raise UserError(
             f"protocol {protocol.name}: compares with {protocol.reference:,} real images, the reference has {real:,}."
+        )
+
+
+def warn_of_few_images(what: str, images: GaussianStats | Sized, dimensions: int) -> None:
+    """Log a warning where ``images`` are too few for a stable Frechet distance, as far as statistics say their number."""
+    count = images.count if isinstance(images, GaussianStats) else len(images)
+    if count is not None and count <= dimensions:
+        log.warning(
+            f"{what}: {count:,} images are too few for a stable distance. Their covariance of {dimensions:,} features is"
+            " singular, and the distance is biased upwards; compare it only with distances of as many images."
         )
 
 

@@ -132,6 +132,8 @@ def make_scorer(
 ) -> Scorer:
     """Return the Scorer of runs with ``config``, with the features of the real images extracted or loaded.
 
+    Logs a warning where the real images are too few for a stable distance.
+
     ``spec`` names the reference (default: the run's own images, which are ``images`` where they are open), ``floor`` other
     real images, ``made_by`` the extractor of a statistics file, ``folder`` the place of a named data set's files.
 
@@ -152,6 +154,9 @@ def make_scorer(
         features = extract(opened, extractor, accelerator=accelerator)
         reference = Reference(features) if features is not None else None
     floor_features = extract(held_out, extractor, accelerator=accelerator) if held_out is not None else None
+    if accelerator.is_main_process:
+        real = opened.known if isinstance(opened, Reference) else opened
+        measurement.warn_of_few_images(f"reference {reference_name(config, spec)}", real, extractor.dimensions)
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Scorer(extractor, reference, floor_features, reference_name(config, spec), accelerator, name)
@@ -244,4 +249,7 @@ def open_training_scorer(config: GanConfig, images: ImageDataset, accelerator: A
     weights = Path(settings.weights) if settings.weights else None
     extractor = on_all_in_turn(accelerator, partial(load_extractor, settings.extractor, weights, accelerator.device))
     protocols = [PROTOCOLS[settings.protocol]]
-    return TrainingScorer(config, make_scorer(accelerator, extractor, config, protocols, settings.reference, images=images))
+    scorer = make_scorer(
+        accelerator, extractor, config, protocols, settings.reference, images=images, made_by=settings.reference_made_by
+    )
+    return TrainingScorer(config, scorer)

@@ -195,7 +195,10 @@ def load_stats(path: Path, *, made_by: str | None = None) -> GaussianStats:
     provenance, count = _provenance(path, entries)
     if not provenance:
         if made_by is None:
-            raise invalid("the extractor that made it is unknown. Name it, such as --made-by inception-pytorch-fid")
+            raise invalid(
+                "the extractor that made it is unknown. Name it, such as --made-by inception-pytorch-fid, or for training"
+                " evaluation.reference_made_by=inception-pytorch-fid"
+            )
         provenance = {"extractor": {"extractor": made_by}, "origin": "another program's statistics file"}
     return GaussianStats(mean, covariance, count, provenance)
 

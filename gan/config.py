@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeAlias
 
 from gan.utils import settings
 from gan.utils.setting_fields import setting
 from gan.utils.settings import CheckpointConfig, HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
+Extractor: TypeAlias = Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"]
 MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
 
@@ -120,12 +121,13 @@ class EvaluationConfig:
     protocol: Literal["quick", "paper", "sngan", "standard"] = setting(
         "quick", "evaluation protocol, see eval/protocols.py", changeable=True
     )
-    extractor: Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"] = setting(
-        "inception", "feature extractor, see eval/extractors.py", changeable=True
-    )
+    extractor: Extractor = setting("inception", "feature extractor, see eval/extractors.py", changeable=True)
     weights: str | None = setting(None, "file with the extractor's weights; null: the published ones", path=True, changeable=True)
     reference: str | None = setting(
         None, "real images as NAME[:SPLIT], folder, .zip or .npz; null: the training images", path=True, changeable=True
+    )
+    reference_made_by: Extractor | None = setting(
+        None, "extractor behind a .npz of another program, which does not name it; null: the file names it", changeable=True
     )
 
 

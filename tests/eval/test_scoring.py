@@ -413,6 +413,40 @@ def test_two_processes_score_as_one_does(tiny: Tiny, tmp_path: Path) -> None:
     assert two[1]["scores"]["fid"]["mean"] == pytest.approx(one[1]["scores"]["fid"]["mean"], rel=1e-3)
 
 
+def test_a_training_is_scored_against_another_programs_statistics(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "foreign.npz", mu=np.linspace(0.1, 0.9, 12), sigma=0.02 * np.eye(12))
+    settings = ["training.steps=1", "samples.every=0", "evaluation.every=1", f"evaluation.reference={tmp_path / 'foreign.npz'}"]
+    assert command(tiny(*settings)) == 2
+    assert "evaluation.reference_made_by=" in capsys.readouterr().err
+    assert command(tiny(*settings, "evaluation.reference_made_by=vgg")) == 2
+    assert command(tiny(*settings, "evaluation.reference_made_by=inception")) == 2
+    assert "made by another extractor" in capsys.readouterr().err
+    assert command(tiny(*settings, "evaluation.reference_made_by=efficientnet-lite0")) == 0
+    record = scores.read(tmp_path / "runs" / "tiny")[-1]
+    assert record["provenance"]["reference"]["statistics"]["extractor"] == {"extractor": "efficientnet-lite0"}
+
+
+def test_too_few_images_for_a_stable_distance_give_one_line_of_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few, enough = picture_folder(tmp_path / "few", 12), picture_folder(tmp_path / "enough", 13, seed=1)  # of 12 features
+
+    def warned(*arguments: object) -> list[str]:
+        assert evaluate(*arguments, "--extractor", "efficientnet-lite0") == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+    (line,) = warned("images", few, enough)
+    assert "few: 12 images are too few for a stable distance" in line
+    assert warned("images", enough, enough) == []
+    assert len(warned("reference", few, "--out", tmp_path / "few.npz")) == 1
+    assert len(warned("images", enough, tmp_path / "few.npz")) == 1
+    (line,) = warned("score", run, "--protocol", "quick", "--reference", few)
+    assert "reference few: 12 images" in line
+    assert warned("score", run, "--protocol", "quick") == []
+
+
 # Mistakes
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
