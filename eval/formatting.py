@@ -14,15 +14,33 @@ def format_mean_std(entry: dict[str, Any] | None, digits: int = 2) -> str:
     return f"{entry['mean']:.{digits}f}{deviation}"
 
 
+def sizes(runs: int, samples: int, reference: int) -> str:
+    """Return the numbers of images that were scored and compared with as text."""
+    return f"{runs} x {samples:,} against {reference:,}"
+
+
+def sizes_beyond_floor(record: dict[str, Any]) -> str | None:
+    """Return the sizes of a score whose floor is of fewer images, which score less well; None where both are alike."""
+    floor, made_with = record["floor"], record["provenance"]
+    protocol, reference = made_with.get("protocol", {}), made_with["reference"].get("count")
+    if floor is None or reference is None or "samples" not in protocol:
+        return None
+    if (floor["samples"], floor["reference"]) == (protocol["samples"], reference):
+        return None
+    return sizes(protocol["runs"], protocol["samples"], reference)
+
+
 def format_record(run: str, record: dict[str, Any]) -> str:
     """Return a record of scores.jsonl as lines, with the score of real data beside each metric."""
     extractor, found, floor = record["provenance"]["extractor"], record["scores"], record["floor"]
     protocol = PROTOCOLS[record["protocol"]]
     distance, pooled = distance_label(extractor), found["pooled"]
+    more = sizes_beyond_floor(record)
+    label = "real" if more is None else "real, fewer images"
     lines = [f"{run} at step {record['step']}, protocol {protocol.name}: {protocol.purpose}"]
 
     def add(name: str, value: str, real: str | None = None) -> None:
-        lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'real: {real}'}".rstrip())
+        lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'{label}: {real}'}".rstrip())
 
     add(distance, format_mean_std(found["fid"]), format_mean_std(floor["fid"]) if floor else None)
     if found["inception_score"]:
@@ -37,7 +55,9 @@ def format_record(run: str, record: dict[str, Any]) -> str:
     if pooled["precision"] is not None:
         add("precision / recall", _format_precision_recall(pooled), _format_precision_recall(floor["pooled"]) if floor else None)
     if floor:
-        lines.append(f"  (real: {floor['source']}, {floor['runs']} x {floor['samples']:,} against {floor['reference']:,})")
+        own = sizes(floor["runs"], floor["samples"], floor["reference"])
+        note = "" if more is None else f"; the score is of {more}, where real images would score better"
+        lines.append(f"  (real: {floor['source']}, {own}{note})")
     return "\n".join(lines)
 
 

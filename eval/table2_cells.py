@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from eval.comparison_keys import distance_label, inception_score_label
-from eval.formatting import format_mean_std
+from eval.formatting import format_mean_std, sizes, sizes_beyond_floor
 from eval.protocols import PROTOCOLS
 from eval.table2_data import Table, Table2Row
 from gan.utils.tables import csv_text
@@ -40,7 +40,9 @@ def lines(table: Table, protocol: str) -> list[Line]:
     """Return the real data and each configuration that has scores under ``protocol``."""
     found = []
     if floor := table.records[protocol]["floor"]:
-        scored = f"{floor['runs']} x {floor['samples']:,} against {floor['reference']:,}"
+        scored = sizes(floor["runs"], floor["samples"], floor["reference"])
+        if more := sizes_beyond_floor(table.records[protocol]):
+            scored += f" (the models: {more})"
         found.append(Line("Real data", [_entry(floor, metric) for metric in METRICS], None, scored))
     for row in table.rows:
         if scores := [run.records[protocol]["scores"] for run in row.runs if protocol in run.records]:
@@ -135,10 +137,15 @@ def remarks(table: Table) -> list[str]:
         )
     bias = (
         "A Frechet distance of few images is biased upwards, so numbers of two protocols do not compare; Real data, scored"
-        " as if generated, shows what a perfect generator would get at the sizes in its last column (fewer images than the"
-        " others had: less good)."
+        " as if generated, shows what a perfect generator would get at its own sizes."
     )
-    return [*(_deviation(table, protocol) for protocol in table.records), published, bias, *table.notes]
+    floors = [
+        f"{protocol}: Real data was scored with fewer images than the models, which makes its numbers less good than they would"
+        f" be at the models' sizes, {more}."
+        for protocol, record in table.records.items()
+        if (more := sizes_beyond_floor(record))
+    ]
+    return [*(_deviation(table, protocol) for protocol in table.records), published, bias, *floors, *table.notes]
 
 
 def _deviation(table: Table, protocol: str) -> str:

@@ -3,6 +3,7 @@
 import io
 
 from eval.comparison_keys import distance_label
+from eval.formatting import sizes_beyond_floor
 from eval.table2_data import Table
 
 
@@ -23,7 +24,8 @@ def draw_curves(table: Table) -> bytes | None:
             label = row.label if run is row.runs[0] else None
             axes.plot(places, list(run.curve.values()), ".-", color=f"C{index}", label=label)
         if floor is not None:
-            axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label="real data")
+            label = "real data, fewer images" if sizes_beyond_floor(table.curve) else "real data"
+            axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label=label)
         axes.set(xlabel=name, ylim=(0, None))
     panels[0].set_ylabel(f"{distance_label(table.extractor)}, {table.curve['protocol']}")
     panels[0].legend()

@@ -100,6 +100,13 @@ def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(ma
     assert "ddof=0 (Real data, MSNGAN)" in text
 
 
+def test_real_data_of_fewer_images_than_the_models_is_marked(make: Make, tmp_path: Path) -> None:
+    assert table2(make("s", *SN), "--out", tmp_path / "t") == 0
+    text = (tmp_path / "t" / "table2.md").read_text()
+    assert "3 x 40 against 280 (the models: 3 x 40 against 400)" in text
+    assert "paper: Real data was scored with fewer images than the models" in text
+
+
 def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(make: Make, tmp_path: Path) -> None:
     assert table2(make("a", *SN), make("b", *SN, "optimizer.d_lr=0.001"), "--out", tmp_path / "t") == 0
     models = {model for model, _ in read(tmp_path / "t")}

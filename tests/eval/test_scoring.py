@@ -15,7 +15,7 @@ from eval import __main__ as program
 from eval import measurement
 from eval.comparison_keys import comparison_key
 from eval.features import Features
-from eval.formatting import format_comparison
+from eval.formatting import format_comparison, format_record
 from eval.measurement import Reference, measure
 from eval.protocols import PROTOCOLS, Protocol
 from eval.scoring import TRAINING_SEED, TrainingScorer
@@ -139,6 +139,27 @@ def test_the_floor_is_of_real_images_that_are_not_in_the_reference() -> None:
     assert left_over["pooled"]["precision"] < 1
     generated = measure(random_features(150, 0, shift=1), Reference(reference), SMALL)
     assert left_over["fid"]["mean"] < generated["fid"]["mean"] / 3
+
+
+def test_a_floor_of_fewer_images_than_its_score_says_so_beside_it() -> None:
+    everything = Protocol(**{**vars(SMALL), "runs": 1, "samples": 300, "splits": 2, "reference": None})
+
+    def shown(count: int, held_out: Features | None) -> list[str]:
+        reference = Reference(random_features(count, 1))
+        floor = measurement.floor(reference, everything, held_out)
+        record = measurement.make_record(random_features(300, 0), reference, everything, floor, {"weights": "ema"})
+        record["provenance"]["extractor"] = {"extractor": "efficientnet-lite0", "weights_sha256": "0"}
+        return format_record("x", {**record, "step": 1}).splitlines()
+
+    fewer = shown(500, None)
+    assert "real, fewer images: " in fewer[1]
+    assert fewer[-1] == (
+        "  (real: images taken out of the reference, 1 x 250 against 250; the score is of 1 x 300 against 500, where real"
+        " images would score better)"
+    )
+    alike = shown(500, random_features(300, 2))
+    assert alike[-1] == "  (real: held-out images, 1 x 300 against 500)"
+    assert "fewer" not in "".join(alike)
 
 
 def test_held_out_images_in_the_order_of_their_classes_make_the_floor_that_shuffled_ones_make() -> None:
