@@ -9,7 +9,7 @@ from typing import Any
 
 from gan.runs.checkpoints import MANIFEST
 from gan.runs.folder import is_run
-from gan.runs.grouping import group_by_seed
+from gan.runs.grouping import SeedGroup, group_by_seed
 from gan.runs.metrics import METRICS, PROBES
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
@@ -142,6 +142,9 @@ def _is_study(folder: Path) -> bool:
 def read_runs(folders: Iterable[Path]) -> list[ClassifierRun]:
     """Return the classifier runs in ``folders``, each run once. A folder is a run, one of its checkpoints, or contains runs.
 
+    Runs that differ in nothing are one training: ``train`` and ``sweep`` may have trained it under two names. The one that
+    has come further is taken, and a warning names both.
+
     Raises UserError for a folder without a run.
     """
     found: dict[Path, ClassifierRun] = {}
@@ -152,7 +155,21 @@ def read_runs(folders: Iterable[Path]) -> list[ClassifierRun]:
             raise UserError(f"{given}: no run of a classifier. Expected a run's folder, or one that contains runs.")
         for path in inner:
             found.setdefault(path.resolve(), read_run(path))
-    return list(found.values())
+    groups = _group_by_seed(found.values(), lambda run: (run.failure is None, run.tests[-1]["epoch"] if run.tests else 0))
+    kept = {run.folder for group in groups for run in group.runs}
+    return [run for run in found.values() if run.folder in kept]
+
+
+def _group_by_seed(
+    runs: Iterable[ClassifierRun], progress_of: Callable[[ClassifierRun], Any] | None = None
+) -> list[SeedGroup[ClassifierRun]]:
+    return group_by_seed(
+        runs,
+        config_of=lambda run: run.config,
+        name_of=lambda run: run.folder,
+        further=lambda run: {"images": run.images},
+        progress_of=progress_of,
+    )
 
 
 @dataclass
@@ -181,10 +198,7 @@ def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
     Raises UserError when two runs differ in nothing: one training would count twice.
     """
     found: dict[str, ComparableRuns] = {}
-    seed_groups = group_by_seed(
-        runs, config_of=lambda run: run.config, name_of=lambda run: run.folder, further=lambda run: {"images": run.images}
-    )
-    for group in seed_groups:
+    for group in _group_by_seed(runs):
         settings = dict(group.settings)
         norm_and_rate = settings.pop("model.norm"), settings.pop("optimizer.lr")
         comparable = found.setdefault(repr(settings), ComparableRuns(settings, {}))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from accelerate import Accelerator
 
-from gan.utils.distributed import connected
+from gan.runs.folder import same_settings
+from gan.runs.loggers import check_trackers
+from gan.utils.distributed import connected, on_main
 from gan.utils.settings import C
 
 
@@ -20,10 +22,20 @@ def run_command(
     """Train ``config`` and print its summary, or only print its description in a dry run. Return the exit code.
 
     ``train`` returns 0 or the number of the signal that stopped it, which gives exit code 128 + signal. ``device`` None is a GPU
-    where there is one.
+    where there is one. A dry run raises UserError where training would refuse the trackers, or the run in the folder for its
+    settings.
     """
+
+    def show() -> None:
+        check_trackers(config.tracking)
+        print(describe(config, accelerator))
+        same_settings(config)
+
     with connected(device) as accelerator:
-        signal = 0 if dry_run else train(config, accelerator)
+        if dry_run:
+            on_main(accelerator, show)
+            return 0
+        signal = train(config, accelerator)
         if accelerator.is_main_process and not signal:
-            print(describe(config, accelerator) if dry_run else summarize(config))
+            print(summarize(config))
     return 128 + signal if signal else 0

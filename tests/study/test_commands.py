@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from study.config import load_study_config
-from tests.study.common import DIGITS, ROOT, study
+from tests.study.common import DIGITS, ROOT, TINY, study, train
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,31 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path: Path, capsys: 
     assert "103,482 parameters (cnn3, mean_spectral)" in told
     assert "113, 5 epochs of 1,438 images" in told
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_commands_of_the_docs_in_their_order_make_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run of ``train`` and one of ``sweep`` have equal settings: they are one training."""
+    common = ["--config", str(DIGITS), *TINY, f"run.dir={tmp_path / 'runs'}"]
+    assert study("train", *common) == 0
+    assert study("sweep", *common, "--norms", "mean_spectral", "--rates", "0.001") == 0
+    capsys.readouterr()
+    assert study("tables", str(tmp_path / "runs"), "--out", str(tmp_path / "tables")) == 0
+    shown = capsys.readouterr()
+    (warning,) = shown.err.splitlines()
+    assert "are the same training (equal settings, seed 0): it counts once" in warning
+    (line,) = (line for line in shown.out.splitlines() if line.startswith("| 3-layer CNN | digits"))
+    assert "(1)" in line
+
+
+def test_a_dry_run_of_a_run_that_is_refused_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path)
+    words = ["train", "--config", str(run / "config.yaml"), f"run.dir={tmp_path}", "run.name=run", "--dry-run"]
+    assert study(*words) == 0
+    assert "resumes from:" in capsys.readouterr().out
+    assert study(*words, "optimizer.lr=0.5") == 2
+    shown = capsys.readouterr()
+    assert "optimizer.lr: " in shown.err.splitlines()[-1]
+    assert "writes to:" in shown.out
 
 
 def test_ready_configurations_load_under_their_own_name() -> None:

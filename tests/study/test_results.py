@@ -36,10 +36,19 @@ def test_runs_that_differ_by_more_than_the_seed_are_not_averaged(finished: Path,
     assert table.count("training.batch_size=40") == 1
 
 
-def test_a_run_and_its_copy_are_not_two_seeds(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "copy")
-    with pytest.raises(UserError, match="the same training"):
-        comparable_runs(read_runs([finished, tmp_path / "copy"]))
+def test_two_runs_of_equal_settings_are_one_training_by_the_one_that_came_further(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy, stopped = (Path(shutil.copytree(finished, tmp_path / name)) for name in ("copy", "stopped"))
+    (stopped / "metrics.jsonl").write_text("")
+    for given in ([finished, copy], [stopped, finished, copy], [finished, stopped]):
+        caplog.clear()
+        (row,) = comparable_runs(read_runs(given))
+        (cell,) = cells(row)
+        assert cell.accuracies == (100 * read_run(finished).accuracy,)
+        assert row.first.folder == finished
+        assert len(caplog.records) == len(given) - 1
+        assert f"it counts once, as {finished}" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "same"), [("cifar10", True), ("cifar100", False), ("svhn", False)])

@@ -23,6 +23,7 @@ from gan.training.gan_state import GanState, build_state, update_ema
 from gan.training.gan_step import discriminator_logits, train_step, update_discriminator, update_generator
 from gan.utils.settings import DataConfig, set_value
 from tests.conftest import TINY, again, command
+from tests.training.test_resume import contents
 from train import DEFAULT
 
 Tiny = Callable[..., list[str]]
@@ -228,6 +229,15 @@ def test_a_mistyped_setting_is_told_without_importing_torch() -> None:
 def test_other_settings_are_refused_before_images_are_looked_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(again(run, "data.name=folder", "data.path=/nowhere")) == 2
     assert "holds a run with other settings (data.name: digits -> folder" in capsys.readouterr().err
+
+
+def test_dry_run_of_a_run_that_is_refused_exits_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([*again(run), "--dry-run"]) == 0
+    before = contents(run)
+    assert command([*again(run, "optimizer.d_lr=0.5"), "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds a run with other settings (optimizer.d_lr" in line
+    assert contents(run) == before
 
 
 def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
