@@ -55,11 +55,10 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run's folder (no config.yaml in it). Expected folders such as runs/cifar10_msngan.")
         configs[folder] = load_config(folder / "config.yaml")
-        records[folder] = [r for r in scores.read(folder) if extractor in (None, _extractor(r)["extractor"])]
+        every = scores.read(folder)
+        records[folder] = [r for r in every if extractor in (None, _extractor(r)["extractor"])]
         if not any(r["source"] == "command" for r in records[folder]):
-            which = f" by {extractor}" if extractor else ""
-            command = command_line("eval", "score", folder, "--protocol", "paper")
-            raise UserError(f"{folder}: no scores{which} yet. Score it with: {command}")
+            raise UserError(_no_scores(folder, configs[folder], every, extractor))
     names = {_extractor(r)["extractor"] for own in records.values() for r in own if r["source"] == "command"}
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")
@@ -79,6 +78,30 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
         real_grid=_real_grid(next(iter(configs.values()))),
         notes=[note for protocol, found in chosen.items() if (note := _remark(list(found.values()), protocol))],
     )
+
+
+def _no_scores(folder: Path, config: GanConfig, records: list[Record], extractor: str | None) -> str:
+    """Return that a run lacks scores by command (by ``extractor``), which ``records`` it has instead, and what to type."""
+    by_command = [r for r in records if r["source"] == "command"]
+    shown = by_command or records
+    names, protocols = (" and ".join(sorted({key(r) for r in shown})) for key in (_extractor_name, lambda r: str(r["protocol"])))
+    has, choose = ".", ""
+    if by_command:
+        has, choose = f", but has some by {names} under {protocols}.", f"Choose --extractor {_extractor_name(shown[0])}. "
+    elif records:
+        has = f" by command, but {len(records)} made during training by {names} under {protocols}, by which best/ was chosen."
+    protocol = shown[-1]["protocol"] if shown else "paper"
+    chosen = extractor or (_extractor_name(shown[-1]) if shown else config.evaluation.extractor)
+    words = ["--protocol", protocol, "--extractor", chosen]
+    if config.evaluation.weights and chosen == config.evaluation.extractor:
+        words += ["--weights", config.evaluation.weights]
+    which = f" by {extractor}" if extractor else ""
+    command = command_line("eval", "score", folder, *words)
+    return f"{folder}: no scores{which} yet{has} {choose}Score it with: {command}"
+
+
+def _extractor_name(record: Record) -> str:
+    return str(_extractor(record)["extractor"])
 
 
 def _extractor(record: Record) -> dict[str, Any]:

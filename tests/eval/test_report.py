@@ -164,7 +164,28 @@ def test_scores_of_two_extractors_need_a_choice(make: Make, tmp_path: Path, caps
     assert table2(run, "--extractor", "efficientnet-lite0", "--out", tmp_path / "t") == 0
     assert table2(run, "--extractor", "inception", "--out", tmp_path / "t") == 0
     assert table2(run, other, "--extractor", "inception-pytorch-fid", "--out", tmp_path / "t") == 2
-    assert "no scores by inception-pytorch-fid" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert (
+        "no scores by inception-pytorch-fid yet, but has some by efficientnet-lite0 and inception under paper and quick" in told
+    )
+    assert "--extractor inception-pytorch-fid" in told
+
+
+def test_runs_that_only_training_has_scored_are_told_what_they_have_and_how_to_score_them_so(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make("a", *SN)
+    records = [{**r, "source": "training"} for r in scores.read(run) if r["protocol"] == "quick"]
+    (run / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert table2(run, "--out", tmp_path / "t") == 2
+    told = capsys.readouterr().err
+    assert "2 made during training by efficientnet-lite0 under quick" in told
+    assert told.endswith(f"-m eval score {run} --protocol quick --extractor efficientnet-lite0\n")
+    (run / "scores.jsonl").write_text("".join(json.dumps({**r, "source": "command"}) + "\n" for r in records))
+    assert table2(run, "--out", tmp_path / "t") == 0
+    (run / "scores.jsonl").unlink()
+    assert table2(run, "--out", tmp_path / "t") == 2
+    assert "no scores yet. Score it with: " in capsys.readouterr().err
 
 
 def test_the_averaged_generators_scores_are_taken_where_runs_have_several(make: Make, tmp_path: Path) -> None:
