@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from eval.comparison_keys import distance_label, inception_score_label
+from eval.differences import Difference
 from eval.formatting import format_mean_std, sizes, sizes_beyond_floor
 from eval.protocols import PROTOCOLS
 from eval.table2_data import Table, Table2Row
+from eval.table2_differences import baseline, describe, distance_difference, mark
 from gan.utils.tables import csv_text
 
 # Table II of Subramanian & Chong 2019: IS, its deviation, FID.
@@ -34,6 +36,7 @@ class Line:
     entries: list[Entry]  # in the order of METRICS
     trainings: int | None  # None: real data
     scored: str  # what was scored
+    against: Difference | None = None  # of the distance, to the row that the others are compared with
 
 
 def lines(table: Table, protocol: str) -> list[Line]:
@@ -47,7 +50,8 @@ def lines(table: Table, protocol: str) -> list[Line]:
     for row in table.rows:
         if scores := [run.records[protocol]["scores"] for run in row.runs if protocol in run.records]:
             entries = [_over_trainings([_entry(own, metric) for own in scores]) for metric in METRICS]
-            found.append(Line(row.label, entries, len(scores), _trainings(row, protocol)))
+            against = distance_difference(table, row, protocol)
+            found.append(Line(row.label, entries, len(scores), _trainings(row, protocol), against))
     return found
 
 
@@ -96,6 +100,8 @@ def overview(table: Table) -> Cells:
         own = [found[protocol].get(label) for protocol in table.records]
         for line in own:
             cells += [format_mean_std(entry) for entry in line.entries[:2]] if line else ["-", "-"]
+            if line and (verdict := mark(line.against)):
+                cells[-1] += f" ({verdict})"
         trained = [line.scored for line in own if line is not None and line.trainings is not None]
         body.append([*cells, trained[0] if trained else "-"])
     return [*head, "Trained"], body
@@ -108,8 +114,11 @@ def details(table: Table, protocol: str) -> Cells:
         score + UP, distance + DOWN, f"{distance}, all runs' images{DOWN}", f"{distance}, extrapolated{DOWN}", "KID" + DOWN,
         "precision" + UP, "recall" + UP,
     ]  # fmt: skip
-    body = [[line.label, *map(format_mean_std, line.entries, METRICS.values()), line.scored] for line in lines(table, protocol)]
-    return ["Model", *names, "Scored"], body
+    body = [
+        [line.label, *map(format_mean_std, line.entries, METRICS.values()), describe(line.against), line.scored]
+        for line in lines(table, protocol)
+    ]
+    return ["Model", *names, f"{distance} less that of {baseline(table).label}", "Scored"], body
 
 
 def comma_separated(table: Table) -> str:
@@ -119,8 +128,12 @@ def comma_separated(table: Table) -> str:
     for protocol in table.records:
         for line in lines(table, protocol):
             numbers = [number for e in line.entries for number in ((e["mean"], e.get("std")) if e else (None, None))]
-            rows.append([line.label, protocol, table.extractor["extractor"], *numbers, line.trainings, line.scored])
-    return csv_text(["model", "protocol", "extractor", *names, "trainings", "scored"], rows)
+            compared: list[object] = [None, None, None]
+            if line.against is not None:
+                compared = [line.against.difference, *(line.against.interval or (None, None))]
+            rows.append([line.label, protocol, table.extractor["extractor"], *numbers, line.trainings, line.scored, *compared])
+    differing = ["fid_difference", "fid_difference_low", "fid_difference_high"]  # to the baseline, 95% interval
+    return csv_text(["model", "protocol", "extractor", *names, "trainings", "scored", *differing], rows)
 
 
 def remarks(table: Table) -> list[str]:
@@ -145,7 +158,29 @@ def remarks(table: Table) -> list[str]:
         for protocol, record in table.records.items()
         if (more := sizes_beyond_floor(record))
     ]
-    return [*(_deviation(table, protocol) for protocol in table.records), published, bias, *floors, *table.notes]
+    deviations = [_deviation(table, protocol) for protocol in table.records]
+    return [*deviations, *_differences(table), published, _weights(table), bias, *floors, *table.notes]
+
+
+def _differences(table: Table) -> list[str]:
+    """Return how rows are compared, where there are several."""
+    if len(table.rows) < 2:
+        return []
+    return [
+        f"Each row's distance is compared with that of {baseline(table).label}, where both have at least two training seeds:"
+        " better or worse where the 95% interval of the difference (Welch's t over seeds, each side's variance at least that"
+        " of sampling) excludes 0, else no verdict. The intervals are in the protocols' tables."
+    ]
+
+
+def _weights(table: Table) -> str:
+    """Return which weights were scored."""
+    averaged = next(iter(table.records.values()))["provenance"]["weights"] == "ema"
+    if averaged:
+        return (
+            "The averaged generator was scored (a moving average of G's weights); the authors' release scores the last weights."
+        )
+    return "The last weights of G were scored, as in the authors' release."
 
 
 def _deviation(table: Table, protocol: str) -> str:

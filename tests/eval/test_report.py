@@ -13,6 +13,7 @@ import pytest
 
 from eval import __main__ as program
 from eval import measurement, table2_data
+from eval.differences import Group, difference
 from eval.features import Features
 from eval.measurement import Reference
 from eval.table2_cells import PUBLISHED
@@ -98,6 +99,39 @@ def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(ma
     assert "over trainings with different seeds, ddof=1 (SNGAN)" in text
     assert "paper: ± is the deviation over 3 runs of one generator" not in text, "the recipe is the real one"
     assert "ddof=0 (Real data, MSNGAN)" in text
+
+
+def test_rows_that_differ_from_sngan_are_marked_with_their_interval(make: Make, tmp_path: Path) -> None:
+    far = [make(f"w{seed}", *BN, seed=seed, shift=2.0) for seed in (0, 1, 2)]
+    sngan = [make(f"s{seed}", *SN, seed=seed) for seed in (0, 1)]
+    near = [make(f"m{seed}", *MSN, seed=seed, shift=0.5) for seed in (0, 1)]
+    alone = make("h", *SN, "loss.name=hinge", shift=0.5)
+    assert table2(*far, *sngan, *near, alone, "--out", tmp_path / "t") == 0
+    lines = read(tmp_path / "t")
+
+    def group(runs: list[Path]) -> Group:
+        entries = [
+            next(r for r in scores.read(run) if (r["protocol"], r["step"]) == ("paper", 4))["scores"]["fid"] for run in runs
+        ]
+        return Group([e["mean"] for e in entries], [e["std"] / np.sqrt(3) for e in entries])
+
+    expected = difference(group(near), group(sngan), lower_is_better=True)
+    assert expected.verdict == "A is better" and expected.interval is not None
+    line = lines["MSNGAN", "paper"]
+    found = [float(line[f"fid_difference{end}"]) for end in ("", "_low", "_high")]
+    assert found == pytest.approx([expected.difference, *expected.interval])
+    text = (tmp_path / "t" / "table2.md").read_text()
+    low, high = expected.interval
+    assert f"| {expected.difference:+.2f} ({low:+.2f} to {high:+.2f}): better |" in text
+    overview = {row.split(" | ")[0].strip("| "): row for row in text.split("paper: ±")[0].splitlines()}
+    assert "(better)" in overview["MSNGAN"]
+    assert "(worse)" in overview["WGAN-GP (with BN)"]
+    assert "better" not in overview["SNGAN"] + overview["SNGAN (hinge)"]
+    assert lines["SNGAN (hinge)", "paper"]["fid_difference_low"] == ""
+    assert "no verdict: one side has a single training seed" in text
+    assert "The averaged generator was scored" in (tmp_path / "t" / "table2.html").read_text()
+    assert table2(alone, *near, "--out", tmp_path / "without") == 0
+    assert "less that of SNGAN (hinge)" in (tmp_path / "without" / "table2.md").read_text(), "the first row"
 
 
 def test_real_data_of_fewer_images_than_the_models_is_marked(make: Make, tmp_path: Path) -> None:
