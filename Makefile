@@ -5,6 +5,11 @@ VENV := .venv
 RUN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The run of make train: a file or the name of a configuration.
+CONFIG ?= digits_msngan
+# Settings of make train and make table2, as key=value.
+SETTINGS ?=
+
 # Table II from nothing: train, score, report. What is done is skipped, so the same command goes on after a stop.
 SEEDS ?= 0
 STEPS ?=
@@ -12,7 +17,6 @@ TABLE2 ?= cifar10_wgan_gp_bn cifar10_sngan cifar10_msngan
 PROTOCOLS ?= paper sngan standard
 EXTRACTOR ?= inception
 WEIGHTS ?=
-SETTINGS ?=
 RUNS ?= runs
 OUT ?= table2
 FLOOR ?= cifar10:test
@@ -29,16 +33,21 @@ TEST = $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 .PHONY: help setup train test test-fast faults table2 docs lint format hooks clean
 
 help:
-	@echo "make train      set up, then train and score the embedded default (digits) and show where everything is"
+	@echo "make train      set up, train a configuration (scikit-learn's digits), score it and show where everything is:"
+	@echo "                [CONFIG=FILE_OR_NAME] [SETTINGS=\"key=value ...\"]"
 	@echo "make test       set up, then run all tests but the faults: [JOBS=2]"
-	@echo "make test-fast  the tests that need less than a minute together"
-	@echo "make faults     kill, fill, damage and overload on purpose (half an hour: see docs/faults.md)"
-	@echo "make table2     train, score and report Table II: [SEEDS=\"0 1 2\"] [STEPS=...] [EXTRACTOR=...] [WEIGHTS=FILE] [FLOOR=SPEC]"
+	@echo "make test-fast  the tests that need less than a minute together: [JOBS=2]"
+	@echo "make faults     kill, fill, damage and overload on purpose (half an hour: see docs/faults.md): [JOBS=2]"
+	@echo "make table2     train, score and report Table II:"
+	@echo "                [SEEDS=\"0 1 2\"] [STEPS=N] [TABLE2=\"CONFIGURATION ...\"] [SETTINGS=\"key=value ...\"]"
+	@echo "                [PROTOCOLS=\"paper ...\"] [EXTRACTOR=NAME] [WEIGHTS=FILE] [FLOOR=SPEC] [RUNS=FOLDER] [OUT=FOLDER]"
 	@echo "make docs       build the documentation site into build/site, and check its links"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
 	@echo "make hooks      check style and types before each commit"
-	@echo "make setup      only set up $(VENV)"
+	@echo "make setup      only set up $(VENV): [PYTHON=python3.12], which each of these may be given"
+	@echo "make clean      remove $(VENV) and the caches of the tools"
+	@echo "make help       show this list"
 
 setup: $(READY)
 
@@ -52,7 +61,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train: setup
-	$(RUN)/python train.py --config configs/digits_msngan.yaml
+	$(RUN)/python train.py --config $(CONFIG) $(SETTINGS)
 
 test: setup
 	$(TEST)

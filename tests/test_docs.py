@@ -104,6 +104,34 @@ def test_a_mistyped_command_is_noticed(command: str) -> None:
         check(shlex.split(command))
 
 
+def make(*words: str) -> str:
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_make_help_lists_every_target_and_variable_of_the_makefile() -> None:
+    text, told = (ROOT / "Makefile").read_text(), make("help")
+    targets = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split()
+    variables = re.findall(r"^(\w+) \?=", text, re.MULTILINE)
+    assert [target for target in targets if f"make {target} " not in told] == []
+    assert [name for name in variables if f"[{name}=" not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (
+            ["CONFIG=configs/folder.yaml", "SETTINGS=data.path=images seed=3"],
+            "--config configs/folder.yaml data.path=images seed=3",
+        ),
+        (["CONFIG=cifar10_sngan"], "--config cifar10_sngan"),
+        ([], "--config digits_msngan"),
+    ],
+)
+def test_make_train_takes_a_configuration_and_settings(words: list[str], arguments: str) -> None:
+    (command,) = (line for line in make("--dry-run", "train", *words).splitlines() if "train.py" in line)
+    assert command.rstrip() == f".venv/bin/python train.py {arguments}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_paths_exist(page: Path) -> None:
     text = page.read_text()
