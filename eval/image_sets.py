@@ -13,8 +13,7 @@ from gan.data.datasets import ImageDataset, load_images, to_pixels
 from gan.data.sources import Source, open_source
 from gan.inference import sampling
 from gan.runs import checkpoints
-from gan.runs.folder import is_run
-from gan.utils.command_lines import command_line
+from gan.runs.folder import refuse_run
 from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig
 
@@ -115,7 +114,7 @@ def parse_spec(spec: str, *, size: int = 32, channels: int | None = None, folder
             raise UserError(
                 f"{spec}: neither a data set ({', '.join(DATASETS)}, with :train or :test) nor an existing folder or .zip."
             )
-        _refuse_run(Path(spec))
+        refuse_run(Path(spec))
         return DataConfig(name="folder", path=spec, image_size=size, channels=channels)
     if split not in ("", "train", "test") or (split == "test" and name == "digits"):
         expected = "has no splits" if name == "digits" else "expected train or test after the colon"
@@ -127,20 +126,6 @@ def parse_spec(spec: str, *, size: int = 32, channels: int | None = None, folder
         image_size=size,
         channels=channels,
     )
-
-
-def _refuse_run(folder: Path) -> None:
-    """Raise UserError where the pictures in ``folder`` are a run's grids of samples, which would be scored as images."""
-    inside = (found.parent for found in folder.glob("*/environment.json"))
-    around = [folder.parent] if folder.name == "samples" else []
-    for run in (folder, *around, *inside):
-        if (run / checkpoints.MANIFEST).exists() or ((run / "environment.json").exists() and is_run(run)):
-            score = command_line("eval", "score", run, "--protocol", "quick")
-            sample = command_line("gan", "sample", run, "--single", "--count", 1000, "--out", "images.zip")
-            raise UserError(
-                f"{folder}: no set of images, but {'a run' if run == folder else f'of the run {run}'}: its pictures are grids of"
-                f" samples. Score the run's generator by: {score} or make single images by: {sample}"
-            )
 
 
 def open_images(spec: str, *, size: int | None, folder: str | None = None) -> StoredImages | NativeImages:

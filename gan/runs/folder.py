@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gan.runs.checkpoints import Checkpoint
 from gan.runs.environment import change_of_images, environment
 from gan.runs.lock import sign, writing_to
 from gan.runs.metrics import METRICS, PROBES, truncate_metrics
+from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError
 from gan.utils.files import remove_unfinished, write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file, read_records, refuse_links
@@ -101,6 +103,22 @@ def _starts(folder: Path) -> list[dict[str, Any]]:
 def is_run(folder: Path) -> bool:
     """Return whether a run has been started in ``folder``."""
     return (folder / "config.yaml").is_file()
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise UserError where the pictures in ``folder``, the place of a set of images, are a run's grids of samples."""
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises OSError for a name that is too long)
+        return
+    inside = (found.parent for found in folder.glob("*/environment.json"))
+    around = [folder.parent] if folder.name == "samples" else []
+    for run in (folder, *around, *inside):
+        if (run / checkpoints.MANIFEST).exists() or ((run / "environment.json").exists() and is_run(run)):
+            score = command_line("eval", "score", run, "--protocol", "quick")
+            sample = command_line("gan", "sample", run, "--single", "--count", 1000, "--out", "images.zip")
+            raise UserError(
+                f"{folder}: no set of images, but {'a run' if run == folder else f'of the run {run}'}: its pictures are grids of"
+                f" samples. Score the run's generator by: {score} or make single images by: {sample}"
+            )
 
 
 def saved_config(kind: type[C], folder: Path) -> C | None:

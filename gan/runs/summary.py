@@ -37,9 +37,8 @@ def description(config: C, saved: C | None, accelerator: Accelerator, facts: Map
 def _prospects(config: C, saved: C | None) -> list[str]:
     """Return the lines of a dry run about the folder that ``config`` would write to, and the warnings."""
     lines = [f"writes to:      {config.folder.resolve()}"]
-    if saved is not None and (changed := differences(config, saved)):
-        lines.append(f"refused:        {config.folder} holds a run with other settings: {'; '.join(changed)}")
-    elif found := checkpoints.steps(config.folder / "checkpoints"):
+    same = saved is None or not differences(config, saved)  # another run is refused, unless it has no step yet
+    if same and (found := checkpoints.steps(config.folder / "checkpoints")):
         lines.append(f"resumes from:   {found[-1]}")
     return lines + [f"warning:        {warning}" for warning in config.warnings()]
 

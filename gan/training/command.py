@@ -5,7 +5,7 @@ from collections.abc import Callable
 from accelerate import Accelerator
 
 from gan.runs.folder import same_settings
-from gan.runs.loggers import check_trackers
+from gan.training.loop import check_inputs
 from gan.utils.distributed import connected, on_main
 from gan.utils.settings import C
 
@@ -22,12 +22,12 @@ def run_command(
     """Train ``config`` and print its summary, or only print its description in a dry run. Return the exit code.
 
     ``train`` returns 0 or the number of the signal that stopped it, which gives exit code 128 + signal. ``device`` None is a GPU
-    where there is one. A dry run raises UserError where training would refuse the trackers, or the run in the folder for its
-    settings.
+    where there is one. A dry run raises UserError where training would refuse the trackers, a run's folder as images, or
+    the run in the folder for its settings.
     """
 
     def show() -> None:
-        check_trackers(config.tracking)
+        check_inputs(config)
         print(describe(config, accelerator))
         same_settings(config)
 

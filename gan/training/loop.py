@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from accelerate import Accelerator
@@ -15,7 +16,7 @@ from gan.data.loader import require_none
 from gan.data.sources import needs_decoding
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import is_run, open_run, same_settings, start_folder
+from gan.runs.folder import is_run, open_run, refuse_run, same_settings, start_folder
 from gan.runs.lock import lock_run
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
@@ -165,11 +166,18 @@ def due(step: int, every: int, total: int) -> bool:
     return every > 0 and (step % every == 0 or step == total)
 
 
+def check_inputs(config: RunConfig) -> None:
+    """Raise UserError for a tracker that is not there, or where a run's grids of samples are given as images."""
+    check_trackers(config.tracking)
+    if config.data.name == "folder":
+        refuse_run(Path(config.data.path or ""))
+
+
 def _load(config: C, accelerator: Accelerator, load_images: Callable[[], I]) -> tuple[C, I]:
     """Check the settings against the processes and the run's folder, then load the images, the same on every process."""
     with agree_on_errors(accelerator):
         check_processes(config, accelerator.num_processes)
-        check_trackers(config.tracking)
+        check_inputs(config)
     config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded
     images = on_all_in_turn(accelerator, load_images)
     fingerprints = set(gather_object([images.fingerprint]))

@@ -240,6 +240,15 @@ def test_dry_run_of_a_run_that_is_refused_exits_with_2(run: Path, capsys: pytest
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+@pytest.mark.parametrize("inside", ["", "samples"])
+def test_a_runs_folder_in_place_of_images_is_refused(
+    run: Path, tiny: Callable[..., list[str]], words: list[str], inside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([*tiny("data.name=folder", f"data.path={run / inside}"), *words]) == 2
+    assert "its pictures are grids of samples" in capsys.readouterr().err
+
+
 def test_dry_run_shows_everything_and_writes_nothing(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command([*tiny("loss.name=wgan-gp"), "--dry-run"]) == 0
     shown = capsys.readouterr().out
