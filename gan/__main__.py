@@ -1,4 +1,4 @@
-"""python -m gan: sample from a trained generator, export it; check images."""
+"""python -m gan: sample from a trained generator, export it; check images; train many, show how far they are."""
 
 import argparse
 import logging
@@ -16,6 +16,8 @@ from gan.inference import images as image_files
 from gan.inference import sampling
 from gan.inference.export import export as export_generator
 from gan.inference.generator import TrainedGenerator, load_generator
+from gan.launch.command import add_gan_sweep_options, sweep_gans
+from gan.launch.watch import show_status
 from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError
@@ -34,6 +36,9 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out raw.png --checkpoint 500 --weights raw
   python -m gan export runs/digits_msngan --out exported
   python -m gan check PATH_TO_IMAGES
+  python -m gan sweep --config digits_msngan --set optimizer.d_lr=1e-4,2e-4 loss.name=sngan,hinge --seeds 0 1 2
+  python -m gan sweep --config cifar10_sngan cifar10_msngan --seeds 0 1 2 --slurm --submit
+  python -m gan status runs --watch
 """
 
 
@@ -42,11 +47,10 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_sample, _add_export, add_check):
+    for add in (_add_sample, _add_export, add_check, _add_sweep, _add_status):
         add(commands)
     options = parser.parse_args(arguments)
-    options.command(options)
-    return 0
+    return options.command(options) or 0
 
 
 def _add_sample(commands: Any) -> None:
@@ -67,6 +71,19 @@ def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="the generator alone: safetensors, configuration, model card")
     parser.set_defaults(command=export)
     _add_common_options(parser)
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = commands.add_parser("sweep", help="train every combination of configurations, values of settings and seeds")
+    parser.set_defaults(command=sweep_gans)
+    add_gan_sweep_options(parser)
+
+
+def _add_status(commands: Any) -> None:
+    parser = commands.add_parser("status", help="progress, rate, time left, losses, scores and health of runs")
+    parser.set_defaults(command=show_status)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
+    parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until all runs have ended")
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -4,17 +4,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from gan.launch.command import SweepCommand, add_sweep_options
 from gan.training.command import run_command
 from gan.utils import cli
-from gan.utils.distributed import connected
 from gan.utils.errors import UserError
 from study.classifier_task import train
-from study.config import load_study_config
+from study.config import StudyConfig, load_study_config
 from study.models import NORMS
 from study.results import read_runs
 from study.speed import write_speed
 from study.summary import describe_classifier, summarize_classifier
-from study.sweep import readable, sweep, sweep_configs
+from study.sweep import PROGRAM, plan_classifiers, readable, reason_to_skip
 from study.tables import accuracy_table, write_tables
 
 EXAMPLES = """examples:
@@ -38,11 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help="YAML file of settings, or the name of one in configs/")
     train.add_argument("--dry-run", action="store_true", help="show what would run and where it would write; write nothing")
     sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
-    sweep.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more YAML files, or names")
+    add_sweep_options(sweep)
     sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
     sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
-    sweep.add_argument("--retry", action="store_true", help="train runs again that diverged")
     for command in (train, sweep):
         command.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
@@ -98,11 +97,11 @@ def _train(options: argparse.Namespace) -> int:
 
 def _sweep(options: argparse.Namespace) -> int:
     paths = [cli.find_config(name) for name in options.config]
-    configs = sweep_configs(paths, options.norms, options.rates, options.seeds, options.overrides)
-    with connected(options.device) as accelerator:
-        code = sweep(configs, accelerator, retry=options.retry)
-        if accelerator.is_main_process and (results := readable([config.folder for config in configs])):
-            print(accuracy_table(results))
+    command: SweepCommand[StudyConfig] = SweepCommand.of(options)
+    runs = plan_classifiers(paths, options.norms, options.rates, options.seeds, options.overrides)
+    code = command.run(runs, PROGRAM, reason_to_skip)
+    if command.trains and (results := readable([run.config.folder for run in runs])):
+        print(accuracy_table(results))
     return code
 
 

@@ -186,7 +186,7 @@ def load(folder: Path) -> Checkpoint:
         config, data = contents["config.yaml"].decode(), str(manifest["data"])
     except (ValueError, KeyError) as error:
         raise _damaged(folder, f"cannot be read ({first_line(error)})") from None
-    return Checkpoint(manifest["step"], weights, optimizers, config, data, not (folder / _UNEVALUATED).exists())
+    return Checkpoint(manifest["step"], weights, optimizers, config, data, is_evaluated(folder))
 
 
 def _networks(files: Iterable[str]) -> list[str]:
@@ -208,6 +208,11 @@ def load_weights(folder: Path, name: str) -> StateDict:
 def step_of(folder: Path) -> int:
     """Return the step in the manifest of ``folder``, whose weights have been loaded before."""
     return int(json.loads((folder / MANIFEST).read_bytes())["step"])
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Return whether samples and scores of the checkpoint in ``folder`` are complete; see ``Checkpoint.evaluated``."""
+    return not (folder / _UNEVALUATED).exists()
 
 
 def networks(folder: Path) -> list[str]:

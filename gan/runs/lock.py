@@ -54,6 +54,27 @@ def lock_run(folder: Path) -> Iterator[None]:
                     os.ftruncate(lock.descriptor, 0)
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a process trains in ``folder``; False on a file system without locks.
+
+    The lock is held for an instant, so ask only where no training is about to start.
+    """
+    if not (folder / _FILE).is_file():
+        return False
+    with suppress(OSError), closing(FileLock(folder / _FILE)) as lock:
+        return not lock.acquire(wait=False)
+    return False
+
+
+def holder(folder: Path) -> str:
+    """Return the process that trains in ``folder``, such as "process 12 on HOST since TIME"; "" where none does.
+
+    A process signs once it holds the lock, so this does not disturb one that starts in a folder where none was killed.
+    """
+    name = _holder(folder)
+    return name.strip(" ()") if name and is_locked(folder) else ""
+
+
 def sign(folder: Path) -> None:
     """Write this process into the lock file of ``folder``, which it has locked, for the message that a second process shows."""
     started = datetime.now(UTC).isoformat(timespec="seconds")

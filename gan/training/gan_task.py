@@ -19,6 +19,7 @@ from gan.runs.checkpoints import Checkpoint
 from gan.runs.loggers import Tracker
 from gan.runs.metrics import METRICS, last_values
 from gan.runs.scores import Score
+from gan.runs.status import WARM_UP
 from gan.training import health
 from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import build_state, restore, snapshot
@@ -30,7 +31,6 @@ from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
 log = logging.getLogger(__name__)
-WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
 
 
 class GeneratorScorer(Protocol):

@@ -11,6 +11,13 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
+def aligned_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table for a terminal: columns of equal width, two spaces apart, without a line break at its end."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
 def csv_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return CSV text with the column ``names`` as its first line; a cell of None is empty."""
     text = io.StringIO()

@@ -71,6 +71,21 @@ def update_from_pair(settings: T, pair: str) -> T:
     return changed
 
 
+def read_sections(text: str) -> dict[str, dict[str, str]]:
+    """Return the scalar settings in each section of YAML ``text``, as written, of any kind of run: nothing is checked.
+
+    Raises ValueError for text that is not plain YAML of sections.
+    """
+    root = _parse(text)
+    if not isinstance(root, MappingNode):
+        raise ValueError("not a configuration.")
+    sections = {key: node for key, node in _entries(root) if isinstance(node, MappingNode)}
+    return {
+        key: {name: inner.value for name, inner in _entries(node) if isinstance(inner, ScalarNode)}
+        for key, node in sections.items()
+    }
+
+
 def _parse(text: str) -> Node | None:
     """Return the root of plain YAML without anchors, tags and ${...}; None for an empty text. Raises ValueError for others.
 

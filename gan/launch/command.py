@@ -1,0 +1,144 @@
+"""The command ``sweep``, for GANs and classifiers: its options, and what each of them does with the planned runs."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic
+
+from gan.config import GanConfig, load_config
+from gan.launch import slurm
+from gan.launch.grid import PlannedRun, name_of, parse_values, plan
+from gan.launch.processes import Resources, Skip, Sweep
+from gan.launch.report import describe_grid, describe_progress
+from gan.runs import checkpoints
+from gan.runs.folder import DIVERGED, is_run, saved_config
+from gan.runs.status import read_status
+from gan.utils import cli
+from gan.utils.errors import UserError
+from gan.utils.settings import C, differences, keep_resolved
+
+_ROOT = Path(__file__).resolve().parents[2]
+GAN_PROGRAM = [str(_ROOT / "train.py")]
+
+
+@dataclass(frozen=True)
+class SweepCommand(Generic[C]):
+    """What a sweep is to do with its runs. Exactly one of ``status``, ``dry_run`` and ``slurm`` may be true; none: train."""
+
+    at_once: int | None
+    processes: int  # of each run, on each node
+    nodes: int
+    retry: bool
+    status: bool
+    dry_run: bool
+    slurm: bool
+    submit: bool
+    sbatch: Sequence[str]
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "SweepCommand[C]":
+        """Return the command that ``options`` describe. Raises UserError for options that do nothing together."""
+        needing = {"--submit": options.submit, "--nodes": options.nodes, "--sbatch": options.sbatch}
+        if (given := [name for name, value in needing.items() if value]) and not options.slurm:
+            raise UserError(f"{given[0]}: only with --slurm, which writes an array job. Add --slurm, or leave {given[0]} out.")
+        return cls(
+            at_once=options.at_once,
+            processes=options.processes,
+            nodes=options.nodes or 1,
+            retry=options.retry,
+            status=options.status,
+            dry_run=options.dry_run,
+            slurm=options.slurm,
+            submit=options.submit,
+            sbatch=options.sbatch or [],
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether the runs are trained by this command."""
+        return not (self.status or self.dry_run or self.slurm)
+
+    def run(self, runs: Sequence[PlannedRun[C]], program: Sequence[str], skip: Skip[C]) -> int:
+        """Do with ``runs`` what the options say, and return the exit code; see ``Sweep``."""
+        if self.status:
+            print(describe_progress(runs))
+        elif self.dry_run:
+            print(describe_grid(runs, skip=partial(_tell, skip, self.retry)))
+        elif self.slurm:
+            print(self._write_job(runs, program, skip))
+        else:
+            resources = Resources.of_this_machine(self.at_once, self.processes)
+            return Sweep(runs, program, skip, resources, retry=self.retry).train()
+        return 0
+
+    def _write_job(self, runs: Sequence[PlannedRun[C]], program: Sequence[str], skip: Skip[C]) -> str:
+        tasks = [number for number, run in enumerate(runs) if _tell(skip, self.retry, run) is None]
+        if not tasks:
+            return "Every run is done, so there is nothing to submit."
+        words = [run.words for run in runs]
+        job = slurm.ArrayJob(program, words, tasks, self.at_once, self.nodes, self.processes, self.sbatch)
+        script = slurm.write_job(job, runs[0].config.folder.parent)
+        if not self.submit:
+            return f"wrote {script}: {len(tasks)} tasks. Submit it with: sbatch {script}"
+        return f"submitted {script} as job {slurm.submit(script)}: {len(tasks)} tasks"
+
+
+def _tell(skip: Skip[C], retry: bool, run: PlannedRun[C]) -> str | None:
+    return skip(run.config, retry)
+
+
+def add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the sweeps of GANs and of classifiers share."""
+    count = cli.whole_number(1)
+    parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more YAML files, or names")
+    at_once = "runs at a time (default: one for each GPU, or --processes GPUs; 1 without GPUs)"
+    parser.add_argument("--at-once", type=count, metavar="N", help=at_once)
+    parser.add_argument("--processes", type=count, default=1, metavar="N", help="processes of each run, on each node (default 1)")
+    parser.add_argument("--retry", action="store_true", help="train runs again that diverged")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--status", action="store_true", help="show step, time left, last score and health of each run")
+    action.add_argument("--dry-run", action="store_true", help="show the grid and its cost; write nothing")
+    action.add_argument("--slurm", action="store_true", help="write the sweep as an array job of Slurm, one task a run")
+    parser.add_argument("--submit", action="store_true", help="with --slurm: also submit it")
+    parser.add_argument("--nodes", type=count, metavar="N", help="with --slurm: nodes of each run (default 1)")
+    further = "with --slurm: a further option, such as --sbatch=--time=12:00:00; may be repeated"
+    parser.add_argument("--sbatch", action="append", metavar="OPTION", help=further)
+
+
+def add_gan_sweep_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a sweep of GANs."""
+    add_sweep_options(parser)
+    values = "settings and their values: every combination is trained. A setting with one value is the same in all runs"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=V1,V2", action="extend", help=values)
+    seeds = "of the runs (default: the seed of each configuration)"
+    parser.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=[], metavar="SEED", help=seeds)
+
+
+def sweep_gans(options: argparse.Namespace) -> int:
+    """Run the command ``python -m gan sweep`` and return its exit code."""
+    command: SweepCommand[GanConfig] = SweepCommand.of(options)
+    values = parse_values(options.set)
+    varied = [key for key, found in values.items() if len(found) > 1]
+    paths = [cli.find_config(name) for name in options.config]
+    runs = plan(paths, values, options.seeds, load_config, partial(name_of, varied=varied))
+    return command.run(runs, GAN_PROGRAM, reason_to_skip)
+
+
+def reason_to_skip(config: GanConfig, retry: bool) -> str | None:
+    """Return why the run of ``config`` is skipped. None: it is trained, or training refuses the contents of its folder."""
+    folder = config.folder
+    saved = saved_config(GanConfig, folder) if is_run(folder) else None
+    if saved is None or differences(keep_resolved(config, saved), saved):
+        return None
+    if (folder / DIVERGED).exists() and not retry:
+        return f"failed before: {'; '.join(read_status(folder).warnings)}"
+    status = read_status(folder, config.training.steps)
+    if not status.complete:
+        return None
+    try:
+        checkpoints.networks(checkpoints.steps(folder / "checkpoints")[-1])
+    except UserError:  # damaged: training puts it aside and repeats its steps
+        return None
+    return "done"

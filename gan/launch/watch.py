@@ -1,0 +1,26 @@
+"""The command ``status``: what runs do at present, once or until all have ended."""
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+
+from gan.launch.report import describe_run
+from gan.runs.status import find_runs, read_status
+
+INTERVAL = 5  # seconds
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def show_status(options: argparse.Namespace) -> int:
+    """Print the state of ``options.runs``, again every few seconds with ``--watch``. Return the exit code."""
+    folders = list(dict.fromkeys(folder for given in options.runs for folder in find_runs(given)))
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how a watch ends
+        while True:
+            found = [read_status(folder) for folder in folders]
+            text = "\n\n".join(map(describe_run, found))
+            print(_CLEAR + text if options.watch and sys.stdout.isatty() else text, flush=True)
+            if not options.watch or all(status.state in ("done", "diverged") for status in found):
+                break
+            time.sleep(INTERVAL)
+    return 0

@@ -1,0 +1,158 @@
+"""The state of a run from its folder alone, while it trains or after: progress, rate, losses, scores, health."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gan.runs import checkpoints, scores
+from gan.runs.folder import DIVERGED, is_run
+from gan.runs.lock import holder
+from gan.runs.metrics import METRICS, last_values
+from gan.utils.errors import UserError
+from gan.utils.safe_reading import MAX_JSON, is_number, parse_json, read_file, read_records
+from gan.utils.settings import MAX_BYTES
+from gan.utils.yaml_settings import read_plain
+
+WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run's folder says about its training."""
+
+    folder: Path
+    step: int  # of the newest record or checkpoint
+    complete: bool  # whether the checkpoint of the last step is there, with its samples and scores
+    total: int | None  # steps of the whole run; None where the number of images is not known yet
+    steps_per_second: float | None  # of the last record, without evaluations; None before the first
+    losses: dict[str, float]  # of the last record
+    score: str  # last and best, as text; "" without any
+    warnings: list[str]
+    diverged: bool
+    holder: str  # the process that trains in it; ""
+
+    @property
+    def state(self) -> str:
+        """One word: diverged, running, done or stopped."""
+        if self.diverged:
+            return "diverged"
+        if self.holder:
+            return "running"
+        return "done" if self.complete else "stopped"
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds of training that are left at the last rate, without evaluations; None where that is unknown."""
+        if self.total is None or not self.steps_per_second:
+            return None
+        return max(0, self.total - self.step) / self.steps_per_second
+
+
+def read_status(folder: Path, total: int | None = None) -> RunStatus:
+    """Return the state of the run in ``folder``, which is to have ``total`` steps (None: as its settings say).
+
+    Raises UserError where there is no run or its files are damaged.
+    """
+    if not is_run(folder):
+        raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that contains runs.")
+    config = folder / "config.yaml"
+    try:
+        settings = read_plain(read_file(config, MAX_BYTES).decode(), str(config))
+        batch = _number(settings, "training.batch_size") * _number(settings, "training.d_steps", 1)
+        total = total or _total_steps(settings, folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: damaged ({error}). Restore it from a copy.") from None
+    record = last_values(folder / METRICS, "images_per_second", "seconds")
+    losses = {key: value for key, value in record.items() if key in ("d_loss", "g_loss", "loss") and is_number(value)}
+    newest = checkpoints.steps(folder / "checkpoints")
+    number = newest[-1].name.removeprefix("step-") if newest else "0"
+    saved = int(number) if number.isdecimal() else 0
+    classifier = "probes" in settings
+    return RunStatus(
+        folder=folder,
+        step=max(saved, int(record.get("step", 0))),
+        complete=total is not None and 0 < total <= saved and checkpoints.is_evaluated(newest[-1]),
+        total=total,
+        steps_per_second=record["images_per_second"] / batch if record else None,
+        losses=losses,
+        score=_accuracies(folder) if classifier else _distances(folder),
+        warnings=_warnings(folder, settings, record),
+        diverged=(folder / DIVERGED).exists() or (folder / "failed.json").exists(),  # the latter from a classifier's test
+        holder=holder(folder),
+    )
+
+
+def find_runs(given: Path) -> list[Path]:
+    """Return ``given`` where it is a run, else the runs in it. Raises UserError where there are none."""
+    found = [given] if is_run(given) else sorted(path for path in given.glob("*") if is_run(path))
+    if not found:
+        raise UserError(f"{given}: no run. Expected a run's folder (with config.yaml in it), or one that contains runs.")
+    return found
+
+
+def _number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """Return a setting that must be a positive number. Raises ValueError for anything else."""
+    section, name = key.split(".")
+    found = settings.get(section)
+    value: Any = found.get(name, default) if isinstance(found, dict) else default
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{key}={value}")
+    return float(value)
+
+
+def _total_steps(settings: Mapping[str, Any], folder: Path) -> int | None:
+    """Return the steps of a GAN; of a classifier, the batches in its epochs, once it has recorded its number of images."""
+    training = settings.get("training")
+    if not isinstance(training, dict) or "epochs" not in training:
+        return int(_number(settings, "training.steps"))
+    try:
+        data = str(parse_json(read_file(folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
+        images = int(data.rpartition("-")[2].partition("x")[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return math.ceil(_number(settings, "training.epochs") * images / _number(settings, "training.batch_size"))
+
+
+def _distances(folder: Path) -> str:
+    """Return the last score of a GAN and the best one that compares with it."""
+    found = scores.read(folder)
+    if not found:
+        return ""
+    last = found[-1]
+    best = min((record for record in found if record["series"] == last["series"]), key=scores.distance_of)
+    extractor = last["provenance"]["extractor"]["extractor"]
+    numbers = f"{scores.distance_of(last):.4g}, best {scores.distance_of(best):.4g} at step {best.get('step', '?')}"
+    return f"Frechet distance {numbers} ({extractor}, {last['protocol']})"
+
+
+def _accuracies(folder: Path) -> str:
+    """Return the last and the best test accuracy of a classifier."""
+    path = folder / METRICS
+    if not last_values(path, "test_accuracy"):
+        return ""
+    tests = [r for r in read_records(path) if is_number(r.get("test_accuracy")) and is_number(r.get("step"))]
+    best = max(tests, key=lambda record: record["test_accuracy"])
+    return f"test accuracy {tests[-1]['test_accuracy']:.2%}, best {best['test_accuracy']:.2%} at step {best['step']}"
+
+
+def _warnings(folder: Path, settings: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the training: the reason for which it diverged, D at chance, a collapsed generator."""
+    found = []
+    try:
+        found.append(str(parse_json(read_file(folder / DIVERGED, MAX_JSON))["reason"]))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        found.append(f"{DIVERGED} is damaged")
+    health = settings.get("health")
+    limits = health if isinstance(health, dict) else {}
+    chance, steps = limits.get("chance_steps", 0), record.get("d_chance_steps", 0)
+    if is_number(chance) and is_number(steps) and 0 < chance <= steps:
+        found.append(f"D at chance for {steps:g} steps")
+    spread = last_values(folder / METRICS, "samples_spread")
+    least = limits.get("min_spread", 0)
+    if spread and is_number(least) and spread["samples_spread"] < least and spread["step"] >= WARM_UP:
+        found.append(f"samples collapsed at step {spread['step']} (spread {spread['samples_spread']:.1%} of real images)")
+    return found
