@@ -1,6 +1,7 @@
 """The command ``sweep``, for GANs and classifiers: its options, and what each of them does with the planned runs."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +40,12 @@ class SweepCommand(Generic[C]):
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "SweepCommand[C]":
-        """Return the command that ``options`` describe. Raises UserError for options that do nothing together."""
+        """Return the command that ``options`` describe.
+
+        Raises UserError for options that do nothing together, and where a launcher started the sweep in several processes.
+        """
+        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+            raise UserError(f"a sweep starts its runs itself. Leave the launcher out, and give --processes {launched}.")
         needing = {"--submit": options.submit, "--nodes": options.nodes, "--sbatch": options.sbatch}
         if (given := [name for name, value in needing.items() if value]) and not options.slurm:
             raise UserError(f"{given[0]}: only with --slurm, which writes an array job. Add --slurm, or leave {given[0]} out.")

@@ -41,6 +41,16 @@ _SEVERAL = """command -v nvidia-smi >/dev/null || export ACCELERATE_USE_CPU=1
 export MAIN_HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000))
 """
+# accelerate's launcher ends with code 1 at TERM, so the shell around it notes the signal, which Slurm sends to both.
+_NOTING_TERM = """
+stopped=0
+trap stopped=143 TERM
+{train} "$@" &
+wait $!
+code=$?
+if [ $stopped -ne 0 ]; then wait $!; code=$stopped; fi
+exit $code
+"""
 
 
 @dataclass(frozen=True)
@@ -67,14 +77,14 @@ class ArrayJob:
         return head + further + body
 
     def _start(self) -> str:
-        """Return the line that trains one run on all nodes of its task."""
+        """Return the command that trains one run on all nodes of its task."""
         if self.nodes * self.processes == 1:
             return f'srun {shlex.join([sys.executable, *self.program])} "$@"'
         machines = ["--num_machines", str(self.nodes), "--machine_rank", "RANK", "--main_process_ip", "HOST"]
         words = shlex.join([*launcher(self.nodes * self.processes, "PORT", machines), *self.program])
         for name, variable in {"RANK": "$SLURM_NODEID", "HOST": '"$MAIN_HOST"', "PORT": '"$MAIN_PORT"'}.items():
             words = words.replace(f" {name} ", f" {variable} ")
-        return f"""srun --kill-on-bad-exit=1 bash -c {shlex.quote(f'exec {words} "$@"')} train "$@\""""
+        return f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(_NOTING_TERM.format(train=words))} train "$@"'
 
 
 def _directive(word: object) -> str:
