@@ -14,6 +14,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from gan.config import GanConfig, load_config
+from gan.launch.grid import parse_values
 from gan.utils.errors import UserError
 from gan.utils.settings import flatten
 from study.config import StudyConfig, load_study_config
@@ -77,7 +78,11 @@ def check(words: list[str]) -> None:
         program, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
         with pytest.raises(Parsed) as parsed:
             importlib.import_module(MODULES[program]).main(arguments)
-        check_settings(program, parsed.value.args[0], [word for word in arguments if "=" in word and word[0] != "-"])
+        options = parsed.value.args[0]
+        settings = [word for word in arguments if "=" in word and word[0] != "-"]
+        if values := getattr(options, "set", []):  # of a sweep: the first value of each key
+            settings = [f"{key}={found[0]}" for key, found in parse_values(values).items()]
+        check_settings(program, options, settings)
 
 
 def check_settings(program: str, options: argparse.Namespace, settings: list[str]) -> None:

@@ -58,16 +58,16 @@ def _split(text: str) -> list[str]:
 def name_of(path: Path, values: Values, seed: int | None, varied: Sequence[str]) -> str:
     """Return a run's name: its configuration, the value of each ``varied`` key, its seed where the sweep has seeds.
 
-    A key is shortened to its last part, or to as many parts as tell it from the other keys.
+    A key is shortened to its last part, or to as many parts as tell it from the other keys; loss.name to loss.
     """
-    parts = [f"{_short(key, varied)}-{values[key]}" for key in varied]
+    parts = [f"{_short(key, varied).removesuffix('.name')}-{values[key]}" for key in varied]
     name = "_".join([path.stem, *parts, *([] if seed is None else [f"seed{seed}"])])
     return re.sub(r"[^\w.+-]+", "-", name)
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
     parts = key.split(".")
-    for count in range(1, len(parts)):
+    for count in range(2 if parts[-1] == "name" else 1, len(parts)):
         suffix = ".".join(parts[-count:])
         if sum(f".{other}".endswith(f".{suffix}") for other in keys) == 1:
             return suffix

@@ -29,6 +29,10 @@ def test_a_name_tells_what_differs_and_nothing_else() -> None:
     path = Path("configs/digits.yaml")
     assert name_of(path, values, None, []) == "digits"
     assert name_of(path, values, 3, ["optimizer.d_lr"]) == "digits_d_lr-1e-4_seed3"
+    assert (
+        name_of(path, {"loss.name": "hinge", "data.name": "svhn"}, None, ["loss.name", "data.name"])
+        == "digits_loss-hinge_data-svhn"
+    )
     both = ["model.generator.norm", "model.discriminator.norm"]
     assert name_of(path, values, None, both) == "digits_generator.norm-batch_discriminator.norm-none"
     assert name_of(path, values, None, ["data.path"]) == "digits_path-a-b-c"
