@@ -240,9 +240,13 @@ def log_of(run: PlannedRun[C]) -> Path:
 
 def last_message(path: Path, start: int) -> str:
     """Return the last error that a training wrote to its log from byte ``start`` on, without it the last line."""
-    with path.open("rb") as file:
-        file.seek(max(start, path.stat().st_size - _TAIL))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, path.stat().st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError as error:  # somebody removed it
+        return f"its log cannot be read ({error.strerror})"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return [*lines[-1:], *errors[-1:]][-1] if lines else "no message"
 

@@ -132,7 +132,10 @@ def _accuracies(folder: Path) -> str:
     path = folder / METRICS
     if not last_values(path, "test_accuracy"):
         return ""
-    tests = [r for r in read_records(path) if is_number(r.get("test_accuracy")) and is_number(r.get("step"))]
+    try:
+        tests = [record for record in read_records(path) if is_number(record.get("test_accuracy"))]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: a damaged line, or no file ({error}). Restore it from a copy.") from None
     best = max(tests, key=lambda record: record["test_accuracy"])
     return f"test accuracy {tests[-1]['test_accuracy']:.2%}, best {best['test_accuracy']:.2%} at step {best['step']}"
 

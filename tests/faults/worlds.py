@@ -121,11 +121,13 @@ GAN: dict[str, Callable[[World], Outcome]] = {
     "animate": lambda world: called(tools.main, ["sample", str(world.run), "--out", str(world.out / "a.gif"), "--animate"]),
     "export": lambda world: called(tools.main, ["export", str(world.run), "--out", str(world.out / "exported")]),
     "score": _score,
+    "status": lambda world: called(tools.main, ["status", str(world.run)]),
     "table2": lambda world: called(evaluation.main, ["table2", str(world.run), "--out", str(world.out)]),
 }
 STUDY: dict[str, Callable[[World], Outcome]] = {
     "train": lambda world: _study(world, 2),
     "train on": lambda world: _study(world, 3),
+    "status": lambda world: called(tools.main, ["status", str(world.run)]),
     "tables": lambda world: called(studies.main, ["tables", str(world.run), "--out", str(world.out)]),
     "figures": lambda world: called(studies.main, ["figures", str(world.run), "--out", str(world.out)]),
 }

@@ -15,6 +15,7 @@ from gan.launch.grid import PlannedRun
 from gan.launch.processes import Resources, Sweep, launcher, log_of
 from gan.runs.lock import lock_run
 from gan.utils.settings import FolderConfig
+from tests.workers import in_process
 
 CPU = Resources(at_once=2, processes=1, gpus=())
 
@@ -118,9 +119,28 @@ time.sleep(60)
 """
 
 
+def waiting(folder: Path, then: str) -> list[PlannedRun[GanConfig]]:
+    """Return three runs that wait for SIGTERM."""
+    files = [{"saved": str(folder / f"saved{n}"), "ready": str(folder / f"ready{n}")} for n in range(3)]
+    return planned(folder / "runs", *(WAITING.format(then=then, **own) for own in files))
+
+
+def wait_for_signal(folder: Path) -> None:
+    sweep(waiting(folder, "sys.exit(143)"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_the_runs_of_a_killed_sweep_stop_saved(tmp_path: Path) -> None:
+    ready = [tmp_path / f"ready{n}" for n in range(2)]
+    assert in_process(wait_for_signal, tmp_path, kill_when=lambda: all(map(Path.exists, ready))) == -signal.SIGKILL
+    end = time.monotonic() + 30
+    while len(list(tmp_path.glob("saved*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert sorted(path.name for path in tmp_path.glob("saved*")) == ["saved0", "saved1"]
+
+
 def interrupted(folder: Path, then: str, signals: int) -> tuple[int, float]:
     """Return the exit code and the seconds of a sweep of three such runs that is sent Ctrl-C when two are ready."""
-    codes = [WAITING.format(saved=str(folder / f"saved{n}"), ready=str(folder / f"ready{n}"), then=then) for n in range(3)]
 
     def send() -> None:
         while not all((folder / f"ready{n}").exists() for n in range(2)):
@@ -132,7 +152,7 @@ def interrupted(folder: Path, then: str, signals: int) -> tuple[int, float]:
     sender = threading.Thread(target=send)
     sender.start()
     began = time.monotonic()
-    code = sweep(planned(folder / "runs", *codes))
+    code = sweep(waiting(folder, then))
     sender.join()
     return code, time.monotonic() - began
 
