@@ -80,11 +80,10 @@ class ArrayJob:
         """Return the command that trains one run on all nodes of its task."""
         if self.nodes * self.processes == 1:
             return f'srun {shlex.join([sys.executable, *self.program])} "$@"'
-        machines = ["--num_machines", str(self.nodes), "--machine_rank", "RANK", "--main_process_ip", "HOST"]
-        words = shlex.join([*launcher(self.nodes * self.processes, "PORT", machines), *self.program])
-        for name, variable in {"RANK": "$SLURM_NODEID", "HOST": '"$MAIN_HOST"', "PORT": '"$MAIN_PORT"'}.items():
-            words = words.replace(f" {name} ", f" {variable} ")
-        return f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(_NOTING_TERM.format(train=words))} train "$@"'
+        machines = ["--num_machines", str(self.nodes), "--machine_rank", "$SLURM_NODEID", "--main_process_ip", "$MAIN_HOST"]
+        words = [*launcher(self.nodes * self.processes, "$MAIN_PORT", machines), *self.program]
+        train = " ".join(word if word.startswith("$") else shlex.quote(word) for word in words)
+        return f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(_NOTING_TERM.format(train=train))} train "$@"'
 
 
 def _directive(word: object) -> str:

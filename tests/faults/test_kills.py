@@ -231,7 +231,8 @@ def test_a_scoring_that_is_killed_gives_the_same_scores_and_leaves_the_cache_who
 def test_a_sweep_killed_at_random_gives_the_same_tables(tmp_path: Path, capsys: Capsys) -> None:
     runs = tmp_path / "runs"
     grid = ["--norms", "spectral", "mean_spectral", "--rates", "0.001"]
-    words = ["sweep", "--config", str(DIGITS), *grid, *TINY_STUDY, f"run.dir={runs}"]
+    # One checkpoint is kept: a run whose sweep is killed stops, saved, at a step where an undisturbed one does not save.
+    words = ["sweep", "--config", str(DIGITS), *grid, *TINY_STUDY, "checkpoint.keep=1", f"run.dir={runs}"]
 
     def outcome() -> tuple[dict[str, object], str]:
         files = {run.name: study_contents(run) for run in sorted(runs.iterdir()) if run.is_dir()}
