@@ -37,6 +37,7 @@ class SweepCommand(Generic[C]):
     slurm: bool
     submit: bool
     sbatch: Sequence[str]
+    device: str | None  # of every run; None: each has GPUs of its own, where there are any
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "SweepCommand[C]":
@@ -59,6 +60,7 @@ class SweepCommand(Generic[C]):
             slurm=options.slurm,
             submit=options.submit,
             sbatch=options.sbatch or [],
+            device=options.device,
         )
 
     @property
@@ -68,6 +70,7 @@ class SweepCommand(Generic[C]):
 
     def run(self, runs: Sequence[PlannedRun[C]], program: Sequence[str], skip: Skip[C]) -> int:
         """Do with ``runs`` what the options say, and return the exit code; see ``Sweep``."""
+        program = [*program, *(["--device", self.device] if self.device else [])]
         if self.status:
             print(describe_progress(runs))
         elif self.dry_run:
@@ -75,7 +78,7 @@ class SweepCommand(Generic[C]):
         elif self.slurm:
             print(self._write_job(runs, program, skip))
         else:
-            resources = Resources.of_this_machine(self.at_once, self.processes)
+            resources = Resources.of_this_machine(self.at_once, self.processes, self.device)
             return Sweep(runs, program, skip, resources, retry=self.retry).train()
         return 0
 
@@ -117,6 +120,8 @@ def add_gan_sweep_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a sweep of GANs."""
     add_sweep_options(parser)
     values = "settings and their values: every combination is trained. A setting with one value is the same in all runs"
+    device = "of every run, such as cpu or cuda:0 (default: GPUs of its own, if there are any)"
+    parser.add_argument("--device", type=cli.device, help=device)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=V1,V2", action="extend", help=values)
     seeds = "of the runs (default: the seed of each configuration)"
     parser.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=[], metavar="SEED", help=seeds)

@@ -40,10 +40,13 @@ class Resources:
     gpus: Sequence[str]  # as CUDA_VISIBLE_DEVICES names them; empty: CPU
 
     @classmethod
-    def of_this_machine(cls, at_once: int | None, processes: int) -> "Resources":
-        """Return those of this machine, with as many runs at once as there are GPUs for, unless ``at_once`` says otherwise."""
+    def of_this_machine(cls, at_once: int | None, processes: int, device: str | None = None) -> "Resources":
+        """Return those of this machine, with as many runs at once as there are GPUs for, unless ``at_once`` says otherwise.
+
+        GPUs are not shared out where every run is to use the same ``device``.
+        """
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = torch.cuda.device_count()
+        count = 0 if device else torch.cuda.device_count()
         gpus = names.split(",")[:count] if names else [str(number) for number in range(count)]
         return cls(at_once or max(1, len(gpus) // processes), processes, gpus)
 

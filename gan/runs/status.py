@@ -13,9 +13,10 @@ from gan.runs.metrics import METRICS, last_values
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import MAX_JSON, is_number, parse_json, read_file, read_records
 from gan.utils.settings import MAX_BYTES
-from gan.utils.yaml_settings import read_plain
+from gan.utils.yaml_settings import read_sections
 
 WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
+Sections = Mapping[str, Mapping[str, str]]  # settings as text, by section and name
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ def read_status(folder: Path, total: int | None = None) -> RunStatus:
         raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that contains runs.")
     config = folder / "config.yaml"
     try:
-        settings = read_plain(read_file(config, MAX_BYTES).decode(), str(config))
-        batch = _number(settings, "training.batch_size") * _number(settings, "training.d_steps", 1)
+        settings = read_sections(read_file(config, MAX_BYTES).decode())
+        batch = _number(settings, "training.batch_size") * _number(settings, "training.d_steps", "1")
         total = total or _total_steps(settings, folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{config}: damaged ({error}). Restore it from a copy.") from None
+        raise UserError(f"{config}: damaged ({str(error).rstrip('.')}). Restore it from a copy.") from None
     record = last_values(folder / METRICS, "images_per_second", "seconds")
     losses = {key: value for key, value in record.items() if key in ("d_loss", "g_loss", "loss") and is_number(value)}
     newest = checkpoints.steps(folder / "checkpoints")
@@ -92,20 +93,19 @@ def find_runs(given: Path) -> list[Path]:
     return found
 
 
-def _number(settings: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def _number(settings: Sections, key: str, default: str | None = None) -> float:
     """Return a setting that must be a positive number. Raises ValueError for anything else."""
     section, name = key.split(".")
-    found = settings.get(section)
-    value: Any = found.get(name, default) if isinstance(found, dict) else default
-    if not is_number(value) or value <= 0:
-        raise ValueError(f"{key}={value}")
-    return float(value)
+    text = settings.get(section, {}).get(name, default)
+    number = float(text) if text is not None else math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{key}={text}")
+    return number
 
 
-def _total_steps(settings: Mapping[str, Any], folder: Path) -> int | None:
+def _total_steps(settings: Sections, folder: Path) -> int | None:
     """Return the steps of a GAN; of a classifier, the batches in its epochs, once it has recorded its number of images."""
-    training = settings.get("training")
-    if not isinstance(training, dict) or "epochs" not in training:
+    if "epochs" not in settings.get("training", {}):
         return int(_number(settings, "training.steps"))
     try:
         data = str(parse_json(read_file(folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
@@ -140,7 +140,7 @@ def _accuracies(folder: Path) -> str:
     return f"test accuracy {tests[-1]['test_accuracy']:.2%}, best {best['test_accuracy']:.2%} at step {best['step']}"
 
 
-def _warnings(folder: Path, settings: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+def _warnings(folder: Path, settings: Sections, record: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the training: the reason for which it diverged, D at chance, a collapsed generator."""
     found = []
     try:
@@ -149,13 +149,18 @@ def _warnings(folder: Path, settings: Mapping[str, Any], record: Mapping[str, An
         pass
     except (OSError, ValueError, KeyError, TypeError):
         found.append(f"{DIVERGED} is damaged")
-    health = settings.get("health")
-    limits = health if isinstance(health, dict) else {}
-    chance, steps = limits.get("chance_steps", 0), record.get("d_chance_steps", 0)
-    if is_number(chance) and is_number(steps) and 0 < chance <= steps:
+    chance, steps = _limit(settings, "chance_steps"), record.get("d_chance_steps", 0)
+    if is_number(steps) and 0 < chance <= steps:
         found.append(f"D at chance for {steps:g} steps")
     spread = last_values(folder / METRICS, "samples_spread")
-    least = limits.get("min_spread", 0)
-    if spread and is_number(least) and spread["samples_spread"] < least and spread["step"] >= WARM_UP:
+    if spread and spread["samples_spread"] < _limit(settings, "min_spread") and spread["step"] >= WARM_UP:
         found.append(f"samples collapsed at step {spread['step']} (spread {spread['samples_spread']:.1%} of real images)")
     return found
+
+
+def _limit(settings: Sections, name: str) -> float:
+    """Return a limit of the section health; 0, which means none, where it is missing or no number."""
+    try:
+        return float(settings.get("health", {}).get(name, "0"))
+    except ValueError:
+        return 0.0
