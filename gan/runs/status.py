@@ -16,6 +16,7 @@ from gan.utils.settings import MAX_BYTES
 from gan.utils.yaml_settings import read_sections
 
 WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
+_FAILURES = {DIVERGED: "reason", "failed.json": "error"}  # files of a diverged run, with the entry that tells why
 Sections = Mapping[str, Mapping[str, str]]  # settings as text, by section and name
 
 
@@ -80,7 +81,7 @@ def read_status(folder: Path, total: int | None = None) -> RunStatus:
         losses=losses,
         score=_accuracies(folder) if classifier else _distances(folder),
         warnings=_warnings(folder, settings, record),
-        diverged=(folder / DIVERGED).exists() or (folder / "failed.json").exists(),  # the latter from a classifier's test
+        diverged=any((folder / name).exists() for name in _FAILURES),
         holder=holder(folder),
     )
 
@@ -142,13 +143,7 @@ def _accuracies(folder: Path) -> str:
 
 def _warnings(folder: Path, settings: Sections, record: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the training: the reason for which it diverged, D at chance, a collapsed generator."""
-    found = []
-    try:
-        found.append(str(parse_json(read_file(folder / DIVERGED, MAX_JSON))["reason"]))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError):
-        found.append(f"{DIVERGED} is damaged")
+    found = [reason] if (reason := _failure(folder)) else []
     chance, steps = _limit(settings, "chance_steps"), record.get("d_chance_steps", 0)
     if is_number(steps) and 0 < chance <= steps:
         found.append(f"D at chance for {steps:g} steps")
@@ -156,6 +151,18 @@ def _warnings(folder: Path, settings: Sections, record: Mapping[str, Any]) -> li
     if spread and spread["samples_spread"] < _limit(settings, "min_spread") and spread["step"] >= WARM_UP:
         found.append(f"samples collapsed at step {spread['step']} (spread {spread['samples_spread']:.1%} of real images)")
     return found
+
+
+def _failure(folder: Path) -> str:
+    """Return why the run diverged, as training or a classifier's test has noted it; "" where it has not."""
+    for name, key in _FAILURES.items():
+        try:
+            return str(parse_json(read_file(folder / name, MAX_JSON))[key])
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"{name} is damaged"
+    return ""
 
 
 def _limit(settings: Sections, name: str) -> float:

@@ -78,7 +78,9 @@ def test_a_run_that_diverges_only_in_the_test_is_reported_as_diverged(tmp_path: 
     assert "failed before" not in capsys.readouterr().err
     assert (tmp_path / "digits_cnn3_none_lr1e+12_seed0.log").read_text().count("from step 0") == 2
     assert study(*words, "--status") == 0
-    assert "diverged  step 1 of 1" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "diverged  step 1 of 1" in output
+    assert "the loss on the test images is not finite" in output
 
 
 def test_a_mistake_in_one_configuration_is_reported_before_anything_is_trained(tmp_path: Path) -> None:
