@@ -70,7 +70,7 @@ def test_an_array_of_four_runs_with_one_preempted_ends_as_undisturbed_runs(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Long enough that a loaded machine delivers the signal before the end.
-    settings = [*TINY, "training.steps=250", "checkpoint.every=50", "samples.every=125", f"run.dir={tmp_path}"]
+    settings = [*TINY, "training.steps=100", "checkpoint.every=25", "checkpoint.keep=1", "samples.every=50", f"run.dir={tmp_path}"]
     names = [f"digits_msngan_d_lr-{rate}_seed{seed}" for seed in (0, 1) for rate in ("1e-4", "2e-4")]
     folders = [tmp_path / name for name in names]
     own = [[f"optimizer.d_lr={rate}", f"seed={seed}"] for seed in (0, 1) for rate in ("1e-4", "2e-4")]
@@ -83,7 +83,8 @@ def test_an_array_of_four_runs_with_one_preempted_ends_as_undisturbed_runs(
     end = time.monotonic() + 900
     while last_step(folders[1]) < 3 and time.monotonic() < end:
         time.sleep(0.05)
-    slurm("scancel", "--signal=TERM", f"{job}_1")
+    numbers = dict(line.split() for line in slurm("squeue", "-h", "-r", "-j", job, "-o", "%K %A").splitlines())
+    slurm("scancel", "--signal=TERM", numbers["1"])  # by the task's own number: for JOB_1 it repeats the signal and then fails
     states = []
     while (waiting := slurm("squeue", "-h", "-j", job, "-r", "-o", "%K %T %r")) and time.monotonic() < end:
         states += [line for line in waiting.splitlines() if line not in states]
