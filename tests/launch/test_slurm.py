@@ -70,7 +70,8 @@ def test_an_array_of_four_runs_with_one_preempted_ends_as_undisturbed_runs(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     # Long enough that a loaded machine delivers the signal before the end.
-    settings = [*TINY, "training.steps=100", "checkpoint.every=25", "checkpoint.keep=1", "samples.every=50", f"run.dir={tmp_path}"]
+    longer = ["training.steps=100", "checkpoint.every=25", "checkpoint.keep=1", "samples.every=50"]
+    settings = [*TINY, *longer, f"run.dir={tmp_path}"]
     names = [f"digits_msngan_d_lr-{rate}_seed{seed}" for seed in (0, 1) for rate in ("1e-4", "2e-4")]
     folders = [tmp_path / name for name in names]
     own = [[f"optimizer.d_lr={rate}", f"seed={seed}"] for seed in (0, 1) for rate in ("1e-4", "2e-4")]
