@@ -10,7 +10,7 @@ from gan.utils.distributed import connected
 from gan.utils.errors import UserError
 from study.classifier_task import train
 from study.config import load_study_config
-from study.models import NORMS
+from study.models import NORM_NAMES, NORMS
 from study.results import read_runs
 from study.speed import write_speed
 from study.summary import describe_classifier, summarize_classifier
@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="show what would run and where it would write; write nothing")
     sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
     sweep.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more YAML files, or names")
-    sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
+    sweep.add_argument(
+        "--norms", nargs="+", choices=tuple(NORM_NAMES), default=NORMS, metavar="NORM", help="default: BN, SN, MSN"
+    )
     sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
     sweep.add_argument("--retry", action="store_true", help="train runs again that diverged")
