@@ -157,8 +157,8 @@ def test_any_other_file_gets_one_line_exit_code_2_and_runs_no_code(
     colour = torch.ones(32, 3, 3, 3)
     write(tmp_path / "colour.t7", {**good, "net": {**good["net"], "main.0.weight": colour}})
     cases = {
-        "nowhere": "No such file", "short": "not a released", "code": "no code in it was run", "saved_code": "no code in it was run",
-        "text": "no code in it was run", "long": "at most 16,777,216", "list": "no dictionary", "no_accuracy": "acc and epoch",
+        "nowhere": "No such file", "short": "not a released", "code": "no code in it", "saved_code": "no code in it",
+        "text": "no code in it", "long": "at most 16,777,216", "list": "no dictionary", "no_accuracy": "acc and epoch",
         "names": "unknown",
         "values": "finite", "half": "no bias", "fewer": "3 layers", "wider": "[8, 1, 5, 5]", "empty": "no convolution",
         "colour": "[32, 3, 3, 3]",
