@@ -202,12 +202,19 @@ def _drift(panel: Panel) -> Figure:
     )[0]
 
 
+def histogram_layers(probed: Sequence[int]) -> list[int]:
+    """Return the layers of Figure 5 among those ``probed`` (ascending), else the first and the last.
+
+    Runs of before, which took the paper's numbers to count from 1, recorded the layer before each.
+    """
+    wanted = HISTOGRAM_LAYERS if set(HISTOGRAM_LAYERS) & set(probed) else [layer - 1 for layer in HISTOGRAM_LAYERS]
+    return [layer for layer in wanted if layer in probed] or [probed[0], probed[-1]]
+
+
 def _histograms(panel: Panel) -> Figure:
     """Figure 5: densities of the gradients of two layers at the last recorded step."""
     probed = sorted({layer for result in panel.values() for layer in result.layers})
-    # Runs of before, which took the paper's numbers to count from 1, recorded the layers before these.
-    wanted = HISTOGRAM_LAYERS if set(HISTOGRAM_LAYERS) & set(probed) else [layer - 1 for layer in HISTOGRAM_LAYERS]
-    layers = [layer for layer in wanted if layer in probed] or [probed[0], probed[-1]]
+    layers = histogram_layers(probed)
     figure, axes = _grid(len(layers), len(panel))
     for row, layer in enumerate(layers):
         last = {norm: records[-1] for norm, result in panel.items() if (records := result.probed(layer))}
