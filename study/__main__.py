@@ -48,8 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
     sweep.add_argument("--retry", action="store_true", help="train runs again that diverged")
     evaluate = commands.add_parser("evaluate", help="accuracy of a classifier that the paper's authors released, in our networks")
-    evaluate.add_argument("file", type=Path, metavar="FILE.t7", help="one of the authors' files, read without running code")
-    evaluate.add_argument("data", metavar="DATA", help="folder or .zip of class folders, or a data set's name (its test split)")
+    evaluate.add_argument("file", type=cli.path, metavar="FILE.t7", help="one of the authors' files, read without running code")
+    evaluate.add_argument(
+        "data",
+        type=cli.path_or_name,
+        metavar="DATA",
+        help="folder or .zip of class folders, or a data set's name (its test split)",
+    )
     evaluate.add_argument("--config", required=True, help="YAML file with the network, or the name of one in configs/")
     evaluate.add_argument("--norm", choices=tuple(NORM_NAMES), metavar="NORM", help="default: that of the file, as released")
     for command in (train, sweep):

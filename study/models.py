@@ -197,7 +197,7 @@ class WeightedLayer:
     @property
     def estimated_sigma(self) -> float | None:
         """The sigma by which SN and MSN divide W at present; None under other norms."""
-        return float(self.module.sigma()) if isinstance(self.module, SpectralNorm) else None
+        return float(self.module.sigma().detach()) if isinstance(self.module, SpectralNorm) else None
 
 
 def weighted_layers(network: nn.Module) -> list[WeightedLayer]:

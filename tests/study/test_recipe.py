@@ -80,7 +80,7 @@ def test_pixels_are_normalised_by_channel() -> None:
         (["data.mean=[0.5]"], "given together"),
         (["data.mean=[0.5]", "data.std=[0.5,0.5,0.5]"], "as many as"),
         (["data.mean=[0.5,0.5]", "data.std=[0.5,0.5]"], "one for each of 3"),
-        (["data.mean=[nan]", "data.std=[1]"], "give one number"),
+        (["data.mean=[nan]", "data.std=[1]"], "number"),
         (["data.mean=[0.5]", "data.std=[0]"], "positive"),
         (["data.crop_padding=28"], r"below data\.image_size=28"),
         (["model.variant=published"], "only densenet_bc"),
@@ -125,7 +125,7 @@ def test_sigma_is_probed_at_its_true_value_and_at_the_layers_own_estimate() -> N
     images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     with prober.watching():
         update_classifier(network, optimizer, images, torch.arange(4), torch.autocast("cpu", enabled=False))
-    records = prober.records(make_accelerator(cpu=True))
+    records = prober.records(make_accelerator("cpu"))
     for layer, record in zip(weighted_layers(network), records, strict=True):
         true = torch.linalg.matrix_norm(layer.parameter.detach().flatten(1), 2)
         assert record["sigma"] == pytest.approx(float(true), rel=1e-5)
