@@ -198,7 +198,10 @@ def _label(config: GanConfig) -> str:
     models = {"spectral": "SNGAN", "mean_spectral": "MSNGAN"}
     if norm in models and loss.name in ("sngan", "hinge"):
         return models[norm] + " (hinge)" * (loss.name == "hinge")
-    names = {"none": "no norm", "batch": "with BN", "spectral": "with SN", "mean_spectral": "with MSN"}
+    names = {
+        "none": "no norm", "batch": "with BN", "spectral": "with SN", "mean_spectral": "with MSN",
+        "spectral_projected": "with projected SN", "mean_spectral_projected": "with projected MSN",
+    }  # fmt: skip
     clip = f", clipped at {loss.clip}" if loss.clip is not None else ""
     return f"{loss.name.upper()} ({names[norm]}{clip})"
 

@@ -12,8 +12,8 @@ from gan.utils.setting_fields import setting
 from gan.utils.settings import CheckpointConfig, HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
 Extractor: TypeAlias = Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"]
-MIXING_NORMS = ("batch", "mean_spectral")  # an image's output depends on the other images of its batch
-LIPSCHITZ_NORMS = ("spectral", "mean_spectral")  # bound the largest singular value of each layer's weight
+MIXING_NORMS = ("batch", "mean_spectral", "mean_spectral_projected")  # an image's output depends on the other images of its batch
+LIPSCHITZ_NORMS = ("spectral", "mean_spectral", "spectral_projected", "mean_spectral_projected")  # bound each weight's sigma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class GanConfig(RunConfig):
     def resolve(self) -> Self:
         if self.training.d_batches != "auto":
             return self
-        joint = "mean_spectral" in self.model.discriminator.norms
+        joint = any(norm.startswith("mean_") for norm in self.model.discriminator.norms)
         return settings.set_value(self, "training.d_batches", "joint" if joint else "separate")
 
     def changeable(self) -> set[str]:
@@ -254,7 +254,7 @@ def _check_norms(section: str, network: NetworkConfig, require: Require) -> None
             f"{len(names)} norms, but the network has {layers} layers. Give one for each, from input to output.",
         )
         require(
-            names[-1] in ("none", "spectral"),
+            names[-1] in ("none", "spectral", "spectral_projected"),
             f"{section}.layer_norms",
             f"the output layer has no mean to subtract and no batch norm, so its norm must be none or spectral, not {names[-1]}.",
         )
@@ -264,7 +264,7 @@ def _check_norms(section: str, network: NetworkConfig, require: Require) -> None
             f"no layer has {section}.norm={network.norm}, by which tables name the run. Set that to one of the norms listed.",
         )
     require(
-        not network.gain or "mean_spectral" in network.norms,
+        not network.gain or any(norm.startswith("mean_") for norm in network.norms),
         f"{section}.gain",
         f"only mean_spectral has a gain, but {section}.norm={network.norm}. Set {section}.gain=false.",
     )
@@ -284,11 +284,8 @@ def _warnings(config: GanConfig) -> list[str]:
             f"model.discriminator.norm={norm} divides each weight by its largest singular value, so loss.clip={loss.clip}"
             " changes its shape but not its scale. One of the two is enough."
         )
-    mixing = [
-        f"model.{player}.norm={network.norm}"
-        for player, network in (("generator", config.model.generator), ("discriminator", config.model.discriminator))
-        if network.mixes_images
-    ]
+    players = (("generator", config.model.generator), ("discriminator", config.model.discriminator))
+    mixing = [f"model.{player}.norm={network.norm}" for player, network in players if network.mixes_images]
     if config.training.accumulation > 1 and mixing:
         found.append(
             f"training.accumulation={config.training.accumulation} with {' and '.join(mixing)}: statistics are those of"
@@ -299,4 +296,6 @@ def _warnings(config: GanConfig) -> list[str]:
             f"training.d_batches={config.training.d_batches} changes nothing with model.discriminator.norm={norm}, which does"
             " not mix images."
         )
+    if config.data.crop_padding:
+        found.append(f"data.crop_padding={config.data.crop_padding}: D's real images have black edges, which G learns to draw.")
     return found

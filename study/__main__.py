@@ -10,7 +10,8 @@ from gan.utils import cli
 from gan.utils.errors import UserError
 from study.classifier_task import train
 from study.config import StudyConfig, load_study_config
-from study.models import NORMS
+from study.models import NORM_NAMES, NORMS
+from study.released import evaluate_released
 from study.results import read_runs
 from study.speed import write_speed
 from study.summary import describe_classifier, summarize_classifier
@@ -20,6 +21,7 @@ from study.tables import accuracy_table, write_tables
 EXAMPLES = """examples:
   python -m study train --config configs/study/digits_cnn3.yaml model.norm=spectral run.name=digits_sn
   python -m study sweep --config configs/study/mnist_cnn3.yaml --rates 0.1 0.001 0.0001 --seeds 0 1 2
+  python -m study evaluate SNconv_0.001_MNIST.t7 --config study/mnist_cnn3 mnist
   python -m study tables runs/study --out tables
   python -m study figures runs/study --out figures
   python -m study speed --out tables
@@ -39,9 +41,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="show what would run and where it would write; write nothing")
     sweep = commands.add_parser("sweep", help="train every combination of configuration, norm, learning rate and seed")
     add_sweep_options(sweep)
-    sweep.add_argument("--norms", nargs="+", choices=("none", *NORMS), default=NORMS, metavar="NORM", help="default: all three")
+    sweep.add_argument(
+        "--norms", nargs="+", choices=tuple(NORM_NAMES), default=NORMS, metavar="NORM", help="default: BN, SN, MSN"
+    )
     sweep.add_argument("--rates", nargs="+", type=_rate, default=RATES, metavar="LR", help="default: 0.1 0.001 0.0001")
     sweep.add_argument("--seeds", nargs="+", type=cli.whole_number(0), default=(0,), metavar="SEED", help="default: 0")
+    evaluate = commands.add_parser("evaluate", help="accuracy of a classifier that the paper's authors released, in our networks")
+    evaluate.add_argument("file", type=cli.path, metavar="FILE.t7", help="one of the authors' files, read without running code")
+    evaluate.add_argument(
+        "data",
+        type=cli.path_or_name,
+        metavar="DATA",
+        help="folder or .zip of class folders, or a data set's name (its test split)",
+    )
+    evaluate.add_argument("--config", required=True, help="YAML file with the network, or the name of one in configs/")
+    evaluate.add_argument("--norm", choices=tuple(NORM_NAMES), metavar="NORM", help="default: that of the file, as released")
     for command in (train, sweep):
         command.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
@@ -75,6 +89,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.command in ("train", "sweep"):
         options.overrides = [*options.overrides, *pairs]
         return _train(options) if options.command == "train" else _sweep(options)
+    if options.command == "evaluate":
+        config = load_study_config(cli.find_config(options.config), pairs)
+        print(evaluate_released(options.file, config, options.norm, options.data))
+        return 0
     if pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
     if options.command == "speed":

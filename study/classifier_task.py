@@ -22,7 +22,8 @@ from gan.utils.distributed import agree_on_errors, on_main
 from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import to_yaml
 from study.config import StudyConfig
-from study.data import LabelledDataset, training_images
+from study.data import LabelledDataset, normalised, training_images
+from study.dropout import dropping
 from study.models import build_classifier, update_classifier
 from study.probes import Prober
 from study.results import FAILED, write_failure
@@ -101,9 +102,10 @@ class ClassifierTask:
 
     def step(self, number: int) -> Metrics:
         context = self.context
-        images = self.stream.batch(number).to(context.dtype, memory_format=torch.channels_last)
+        images = self._prepared(self.stream.batch(number))
         labels = self.stream.labels(number)
-        with self.prober.watching() if self.prober.due(number + 1) else nullcontext():
+        masks = dropping(self.network, context.shard, seed=self.config.seed, step=number)
+        with masks, self.prober.watching() if self.prober.due(number + 1) else nullcontext():
             return update_classifier(
                 self.network, self.optimizer, images, labels, context.autocast(), average_gradients=context.average_gradients
             )
@@ -160,12 +162,17 @@ class ClassifierTask:
         return loss, accuracy
 
     def _test_batch(self, chosen: range) -> Tensor:
-        """Return the ``chosen`` test images as (B, C, S, S) in [-1, 1]."""
+        """Return the ``chosen`` test images as (B, C, S, S)."""
         if self.test_pixels is not None:
             pixels = self.test_pixels[chosen.start : chosen.stop]
         else:
             pixels = torch.stack([self.tested[index] for index in chosen]).to(self.context.device)
-        return (pixels.float() / 127.5 - 1).to(self.context.dtype, memory_format=torch.channels_last)
+        return self._prepared(pixels.float() / 127.5 - 1)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Return ``images`` in [-1, 1] as the network takes them."""
+        data = self.config.data
+        return normalised(images, data.mean, data.std).to(self.context.dtype, memory_format=torch.channels_last)
 
     def close(self) -> None:
         self.stream.close()
@@ -179,6 +186,7 @@ def build(config: StudyConfig, images: ImageDataset) -> nn.Module:
             model.name,
             model.norm,
             variant=model.variant,
+            gain=model.gain,
             channels=images.channels,
             size=images.size,
             classes=len(images.labels.classes),

@@ -1,5 +1,6 @@
 """All settings of a classifier, with their meaning, unit and range, and the combinations that are refused."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ class LabelledDataConfig(DataConfig):
     train_images: int | None = setting(
         None, "train on this many images, drawn once and the same for every run; null: all", at_least=1, null="all"
     )
+    mean: list[float] | None = setting(
+        None, "subtract this from pixels of 0 to 1, one number or one per channel, then divide by std; null: scale to [-1, 1]"
+    )
+    std: list[float] | None = setting(None, "divide by this, one number or one per channel; given with mean")
     test_images: int | None = setting(None, "test on this many images; null: all", at_least=1, null="all")
 
 
@@ -32,7 +37,12 @@ class ClassifierConfig:
     name: ModelName = setting("cnn3", "architecture")
     norm: Norm = setting("mean_spectral", "norm of each layer")
     variant: Variant = setting(
-        "full", "densenet_bc: published keeps BatchNorm inside the dense layers, as the paper's parameter counts do"
+        "full",
+        "densenet_bc: published keeps BatchNorm inside the dense layers, as the paper's parameter counts do."
+        " released: the details of the authors' code (activations, dropout, last layer), see docs/study.md",
+    )
+    gain: bool = setting(
+        False, "MSN: multiply the centred output of each channel by a learned factor, as the paper's released code does"
     )
 
 
@@ -72,18 +82,26 @@ class StudyConfig(RunConfig):
         super().check()
         require = requirer(self)
         require(self.data.split == "train", "data.split", "a classifier trains on the train split and is tested on the other.")
+        mean, std = self.data.mean, self.data.std
+        require((mean is None) == (std is None), "data.std", f"data.mean={mean} and data.std are given together, or neither.")
+        require(
+            mean is None or std is None or (len(mean) == len(std) in (1, 3) and all(map(math.isfinite, mean))),
+            "data.mean",
+            f"give one number or one for each of 3 channels, as many as in data.std={std}.",
+        )
+        require(std is None or all(0 < value < math.inf for value in std), "data.std", "each number must be positive and finite.")
         require(
             self.data.test_path is None or self.data.name == "folder",
             "data.test_path",
             f"only for data.name=folder; {self.data.name} brings its own test images.",
         )
         require(
-            self.model.norm not in ("batch", "mean_spectral") or self.training.batch_size >= 2,
+            self.model.norm not in ("batch", "mean_spectral", "mean_spectral_projected") or self.training.batch_size >= 2,
             "training.batch_size",
             f"model.norm={self.model.norm} takes a mean over the images of a batch, so it needs at least 2 of them.",
         )
         require(
-            self.model.variant == "full" or self.model.name == "densenet_bc",
+            self.model.variant != "published" or self.model.name == "densenet_bc",
             "model.variant",
             f"only densenet_bc has a published variant, not {self.model.name}; set model.variant=full.",
         )

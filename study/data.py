@@ -1,9 +1,11 @@
 """The training and test images of a classifier: two labelled sets with the same classes."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gan.data.datasets import ImageDataset
 from gan.data.sources import Source, image_channels, open_source, subset
@@ -53,6 +55,19 @@ def training_images(data: LabelledDataConfig) -> LabelledDataset:
             f"data.test_path={data.test_path}: its classes ({', '.join(ours)}) are not those of data.path ({', '.join(theirs)})."
         )
     return images
+
+
+def normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Return ``images`` (B, C, S, S) in [-1, 1] as (pixels - mean) / std, with pixels in [0, 1]; without ``mean`` as they are.
+
+    Raises UserError for images with another number of channels than ``mean`` has.
+    """
+    if mean is None or std is None:
+        return images
+    if len(mean) not in (1, images.shape[1]):
+        raise UserError(f"data.mean={list(mean)}: {len(mean)} numbers, but the images have {images.shape[1]} channels.")
+    centre, scale = (images.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
+    return (images * 0.5 + (0.5 - centre)) / scale
 
 
 def _shuffled(count: int) -> NDArray[np.int64]:

@@ -22,8 +22,11 @@ STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "figure.constrained_layout.use": True, "lines.linewidth": 1.2, "pdf.fonttype": 42,
 }  # fmt: skip
-NORM_COLOURS = {"none": "#777777", "batch": "#1f77b4", "spectral": "#d62728", "mean_spectral": "#2ca02c"}
-HISTOGRAM_LAYERS = (44, 75)  # layers of DenseNet-BC in the paper's Figure 5
+NORM_COLOURS = {
+    "none": "#777777", "batch": "#1f77b4", "spectral": "#d62728", "mean_spectral": "#2ca02c",
+    "spectral_projected": "#ff7f0e", "mean_spectral_projected": "#17becf",
+}  # fmt: skip
+HISTOGRAM_LAYERS = (45, 76)  # layers of DenseNet-BC in the paper's Figure 5, which counts them from 0 (see study/probes.py)
 Panel = dict[str, ClassifierRun]  # one run a norm
 WIDTH = 3.1  # of a panel, in inches
 
@@ -87,7 +90,7 @@ def _panels(groups: Sequence[tuple[ComparableRuns, float]]) -> dict[str, Panel]:
         panel = {norm: next((r for r in runs if r.config.seed in common), runs[0]) for norm, runs in probed.items()}
         model = group.first.config.model
         data = "".join(c if c.isalnum() else "_" for c in data_name(group.first).removesuffix(".zip"))
-        name = f"{model.name}{'' if model.variant == 'full' else '_published'}_{data}"
+        name = f"{model.name}{'' if model.variant == 'full' else f'_{model.variant}'}_{data}"
         number = sum(key == name or key.startswith(f"{name}_") for key in found)
         found[f"{name}_{number + 1}" if number else name] = panel
     for key, panel in found.items():
@@ -199,10 +202,19 @@ def _drift(panel: Panel) -> Figure:
     )[0]
 
 
+def histogram_layers(probed: Sequence[int]) -> list[int]:
+    """Return the layers of Figure 5 among those ``probed`` (ascending), else the first and the last.
+
+    Runs of before, which took the paper's numbers to count from 1, recorded the layer before each.
+    """
+    wanted = HISTOGRAM_LAYERS if set(HISTOGRAM_LAYERS) & set(probed) else [layer - 1 for layer in HISTOGRAM_LAYERS]
+    return [layer for layer in wanted if layer in probed] or [probed[0], probed[-1]]
+
+
 def _histograms(panel: Panel) -> Figure:
     """Figure 5: densities of the gradients of two layers at the last recorded step."""
     probed = sorted({layer for result in panel.values() for layer in result.layers})
-    layers = [layer for layer in HISTOGRAM_LAYERS if layer in probed] or [probed[0], probed[-1]]
+    layers = histogram_layers(probed)
     figure, axes = _grid(len(layers), len(panel))
     for row, layer in enumerate(layers):
         last = {norm: records[-1] for norm, result in panel.items() if (records := result.probed(layer))}

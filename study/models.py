@@ -8,46 +8,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan.models.norms import SpectralNorm, iterate_explicitly, normalize, normalize_input, power_iterate
+from gan.models.norms import SpectralNorm, iterate_explicitly, normalize, normalize_input, power_iterate, weight_norm
+from study.dropout import KeyedDropout
 
 SLOPE = 0.1  # negative slope of LeakyReLU, the activation of all models in the paper
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
-Variant: TypeAlias = Literal["full", "published"]
-NORM_NAMES = {"none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN"}
+Variant: TypeAlias = Literal["full", "published", "released"]
+NORM_NAMES = {
+    "none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN",
+    "spectral_projected": "SN, projected", "mean_spectral_projected": "MSN, projected",
+}  # fmt: skip
 NORMS = ("batch", "spectral", "mean_spectral")  # those of the paper
 MODEL_NAMES = {  # in the order of the paper's tables
     "cnn3": "3-layer CNN",
     "vgg7": "VGG-7",
     "densenet_bc": "DenseNet-BC",
     "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
+    "cnn3, released": "3-layer CNN (as released)",
+    "vgg7, released": "VGG-7 (as released)",
+    "densenet_bc, released": "DenseNet-BC (as released)",
 }
 
 
-def _activation() -> nn.Module:
-    return nn.LeakyReLU(SLOPE, inplace=True)
+@dataclass(frozen=True)
+class Details:
+    """What a network has besides its shape and norm; the defaults are as the paper writes it."""
+
+    gain: bool = False  # MSN: a learned factor per channel
+    relu: bool = False  # ReLU in place of LeakyReLU
+    dropout: float = 0.0  # share of values zeroed after each convolution's activation
+    plain_output: bool = False  # no norm in the last dense layer
+
+    def activation(self) -> nn.Module:
+        return nn.ReLU(inplace=True) if self.relu else nn.LeakyReLU(SLOPE, inplace=True)
 
 
-def cnn3(norm: str, *, channels: int = 1, size: int = 28, classes: int = 10) -> nn.Module:
+def cnn3(
+    norm: str, *, variant: Variant = "full", gain: bool = False, channels: int = 1, size: int = 28, classes: int = 10
+) -> nn.Module:
     """Return the paper's network for MNIST: images (B, channels, size, size) to logits (B, classes).
 
     Convolutions (kernel/stride, maps) 5/1 16, 3/1 32 and 4/2 32, each padded by 2; one dense layer. No pooling, no dropout.
+    Its ``variant`` changes nothing: the authors released this network as the paper describes it.
     """
     convolutions = [(16, 5, 1, 2, False), (32, 3, 1, 2, False), (32, 4, 2, 2, False)]
-    return _convolutional(convolutions, norm, channels, size, classes)
+    return _convolutional(convolutions, norm, Details(gain=gain), channels, size, classes)
 
 
-def vgg7(norm: str, *, channels: int = 3, size: int = 32, classes: int = 10) -> nn.Module:
+def vgg7(
+    norm: str, *, variant: Variant = "full", gain: bool = False, channels: int = 3, size: int = 32, classes: int = 10
+) -> nn.Module:
     """Return the paper's network for SVHN: images (B, channels, size, size) to logits (B, classes).
 
     3x3 convolutions of 32, 32, 64, 64, 128 and 256 maps; one dense layer. 2x2 maximum pooling follows the second, fourth,
     fifth and sixth convolution. All but the sixth are padded.
+
+    ``released``: the dense layer has no norm; under BN, ReLU and dropout of 0.3 follow each convolution.
     """
     maps = [(32, 1, False), (32, 1, True), (64, 1, False), (64, 1, True), (128, 1, True), (256, 0, True)]
-    return _convolutional([(after, 3, 1, padding, pool) for after, padding, pool in maps], norm, channels, size, classes)
+    released, drops = variant == "released", variant == "released" and norm == "batch"
+    details = Details(gain=gain, relu=drops, dropout=0.3 if drops else 0.0, plain_output=released)
+    convolutions = [(after, 3, 1, padding, pool) for after, padding, pool in maps]
+    return _convolutional(convolutions, norm, details, channels, size, classes)
 
 
 def _convolutional(
-    convolutions: Sequence[tuple[int, int, int, int, bool]], norm: str, channels: int, size: int, classes: int
+    convolutions: Sequence[tuple[int, int, int, int, bool]], norm: str, details: Details, channels: int, size: int, classes: int
 ) -> nn.Module:
     """Return ``convolutions`` (maps, kernel, stride, padding, whether 2x2 maximum pooling follows) and one dense layer.
 
@@ -55,8 +81,10 @@ def _convolutional(
     """
     layers: list[nn.Module] = []
     before = channels
-    for after, kernel, stride, padding, pool in convolutions:
-        layers += [normalize(nn.Conv2d(before, after, kernel, stride, padding), norm), _activation()]
+    for number, (after, kernel, stride, padding, pool) in enumerate(convolutions, 1):
+        conv = nn.Conv2d(before, after, kernel, stride, padding)
+        layers += [normalize(conv, norm, gain=details.gain), details.activation()]
+        layers += [KeyedDropout(details.dropout, number=number)] if details.dropout else []
         layers += [nn.MaxPool2d(2)] if pool else []
         before = after
     features = nn.Sequential(*layers, nn.Flatten()).eval()
@@ -65,27 +93,22 @@ def _convolutional(
             width = features(torch.zeros(1, channels, size, size)).numel()
     except RuntimeError:
         raise ValueError(f"images of {size}x{size} are too small for this network") from None
-    dense = normalize(nn.Linear(width, classes), norm, output=True)
+    dense = normalize(nn.Linear(width, classes), "none" if details.plain_output else norm, output=True)
     return iterate_explicitly(nn.Sequential(*features, dense)).train()
-
-
-def _in_weights(norm: str) -> str:
-    """Return the part of ``norm`` that acts on a weight, for a layer whose mean or batch norm stands before the activation."""
-    return "spectral" if norm in ("spectral", "mean_spectral") else "none"
 
 
 class DenseLayer(nn.Module):
     """Map x (B, C, H, W) to (B, C + growth, H, W): norm, activation, 1x1 conv to 4 growth, norm, activation, 3x3 conv."""
 
-    def __init__(self, channels: int, growth: int, norm: str) -> None:
+    def __init__(self, channels: int, growth: int, norm: str, *, relu: bool) -> None:
         super().__init__()
         wide = 4 * growth
         self.layers = nn.Sequential(
             normalize_input(channels, norm),
-            nn.LeakyReLU(SLOPE),  # not in place: x is used again
+            nn.ReLU() if relu else nn.LeakyReLU(SLOPE),  # not in place: x is used again
             normalize(nn.Conv2d(channels, wide, 1, bias=False), norm),
-            _activation(),
-            normalize(nn.Conv2d(wide, growth, 3, padding=1, bias=False), _in_weights(norm)),
+            Details(relu=relu).activation(),
+            normalize(nn.Conv2d(wide, growth, 3, padding=1, bias=False), weight_norm(norm)),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +116,14 @@ class DenseLayer(nn.Module):
 
 
 def densenet_bc(
-    norm: str, *, variant: Variant = "full", channels: int = 3, size: int = 32, classes: int = 10, growth: int = 12
+    norm: str,
+    *,
+    variant: Variant = "full",
+    gain: bool = False,
+    channels: int = 3,
+    size: int = 32,
+    classes: int = 10,
+    growth: int = 12,
 ) -> nn.Module:
     """Return the paper's network for CIFAR-10: images (B, channels, size, size) to logits (B, classes).
 
@@ -103,22 +133,25 @@ def densenet_bc(
 
     ``published`` is the variant whose parameters the paper counts: BatchNorm stays inside the dense layers, and only the
     stem, the two transitions, the last norm and the classifier are under ``norm``. ``full`` has ``norm`` everywhere.
+    ``released`` is ``published`` with ReLU, and under MSN with a classifier without a norm.
     """
-    weights, inner = _in_weights(norm), norm if variant == "full" else "batch"
+    released = variant == "released"
+    details = Details(gain=gain, relu=released, plain_output=released and norm.startswith("mean_"))
+    weights, inner = weight_norm(norm), norm if variant == "full" else "batch"
     width = 24
     layers: list[nn.Module] = [normalize(nn.Conv2d(channels, width, 3, padding=1, bias=False), weights)]
     for block in range(3):
         for _ in range(16):
-            layers.append(DenseLayer(width, growth, inner))
+            layers.append(DenseLayer(width, growth, inner, relu=details.relu))
             width += growth
-        layers += [normalize_input(width, norm), _activation()]
+        layers += [normalize_input(width, norm, gain=gain), details.activation()]
         if block < 2:
             narrow = int(width * 0.8)
             layers += [normalize(nn.Conv2d(width, narrow, 1, bias=False), weights), nn.AvgPool2d(2)]
             width = narrow
     if size < 4:
         raise ValueError(f"images of {size}x{size} are too small for this network")
-    dense = normalize(nn.Linear(width, classes), norm, output=True)
+    dense = normalize(nn.Linear(width, classes), "none" if details.plain_output else norm, output=True)
     return iterate_explicitly(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), dense))
 
 
@@ -126,16 +159,23 @@ BUILDERS: dict[ModelName, Callable[..., nn.Module]] = {"cnn3": cnn3, "vgg7": vgg
 
 
 def build_classifier(
-    name: ModelName, norm: str, *, variant: Variant = "full", channels: int, size: int, classes: int, seed: int
+    name: ModelName,
+    norm: str,
+    *,
+    variant: Variant = "full",
+    gain: bool = False,
+    channels: int,
+    size: int,
+    classes: int,
+    seed: int,
 ) -> nn.Module:
     """Return a classifier with torch's default initial weights, which depend on ``seed`` alone.
 
     Raises ValueError for images that are too small for the network.
     """
-    options = {"variant": variant} if name == "densenet_bc" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BUILDERS[name](norm, channels=channels, size=size, classes=classes, **options)
+        return BUILDERS[name](norm, variant=variant, gain=gain, channels=channels, size=size, classes=classes)
 
 
 @dataclass(frozen=True)
@@ -154,10 +194,10 @@ class WeightedLayer:
         assert isinstance(weight, Tensor)
         return weight
 
-    @torch.no_grad()
-    def weight(self) -> Tensor:
-        """Return the weight that the layer applies: W / sigma(W) under SN and MSN, else W."""
-        return self.module.weight() if isinstance(self.module, SpectralNorm) else self.parameter
+    @property
+    def estimated_sigma(self) -> float | None:
+        """The sigma by which SN and MSN divide W at present; None under other norms."""
+        return float(self.module.sigma().detach()) if isinstance(self.module, SpectralNorm) else None
 
 
 def weighted_layers(network: nn.Module) -> list[WeightedLayer]:
@@ -185,7 +225,7 @@ def update_classifier(
     Returns scalars: the loss, the accuracy (0 to 1) and, where ``average_gradients`` replaces the gradients by their means over
     processes and returns their norm, that norm.
     """
-    power_iterate(network)  # one iteration in each spectrally normalised layer
+    power_iterate(network)  # one iteration in each spectrally normalised layer, or its projection
     network.zero_grad()
     with autocast:
         logits: Tensor = network(images)  # B classes

@@ -14,7 +14,9 @@ from gan.utils.errors import TrainingDivergedError
 from study.config import ProbesConfig
 from study.models import WeightedLayer, weighted_layers
 
-PAPERS_LAYERS = (6, 13, 44, 56, 67, 75, 84, 93)  # the layers of DenseNet-BC that the paper shows
+# The layers of DenseNet-BC that the paper shows as 6, 13, 44, 56, 67, 75, 84 and 93. Its authors' code counts the weights from
+# 0, with the stem as 0; layers are numbered from 1 here.
+PAPERS_LAYERS = (7, 14, 45, 57, 68, 76, 85, 94)
 THRESHOLDS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 
 
@@ -93,7 +95,7 @@ def _activations_after(network: nn.Module) -> dict[int, nn.Module]:
     for module in network.modules():
         if module in numbers:
             waiting.append(numbers[module])
-        elif isinstance(module, nn.LeakyReLU):
+        elif isinstance(module, nn.LeakyReLU | nn.ReLU):
             found |= dict.fromkeys(waiting, module)
             waiting = []
     return found
@@ -101,16 +103,23 @@ def _activations_after(network: nn.Module) -> dict[int, nn.Module]:
 
 @torch.no_grad()
 def _measure(layer: WeightedLayer, bins: int) -> dict[str, Any]:
-    """Return the statistics of a layer's gradient and weight that probes.jsonl records."""
-    parameter, weight = layer.parameter, layer.weight().float()
+    """Return the statistics of a layer's gradient and weight that probes.jsonl records.
+
+    Under SN and MSN the weight is W / sigma(W) with the largest singular value itself. The sigma that the layer uses is that of
+    the power iteration before the last update, at which the largest singular value may by now be many times as large.
+    """
+    parameter, estimate = layer.parameter, layer.estimated_sigma
     gradient = parameter.grad
     assert gradient is not None
     gradient = gradient.float()
+    singular = torch.linalg.svdvals(parameter.float().flatten(1))
+    sigma = singular[0].clone()
+    divisor = torch.ones_like(sigma) if estimate is None or sigma == 0 else sigma
+    weight, singular = parameter.float() / divisor, singular / divisor
     size = gradient.abs()
     largest = float(size.max())
     edge = largest or 1.0
-    singular = torch.linalg.svdvals(weight.flatten(1))
-    return {
+    found = {
         "layer": layer.number,
         "name": layer.name,
         "shape": list(parameter.shape),
@@ -121,14 +130,16 @@ def _measure(layer: WeightedLayer, bins: int) -> dict[str, Any]:
         "gradient_max": largest,
         # Fig. 5: counts of equal bins from -gradient_max to gradient_max
         "gradient_histogram": torch.histc(gradient.cpu(), bins, -edge, edge).int().tolist(),
-        "weight_mean": float(weight.mean()),  # Fig. 3 and 4: the weight that the layer applies
+        "weight_mean": float(weight.mean()),  # Fig. 3 and 4: W / sigma(W) under SN and MSN, else W
         "weight_std": float(weight.std()),
         "parameter_mean": float(parameter.mean()),  # W before its division by sigma
         "parameter_std": float(parameter.std()),
         "singular_kernel_mean": float(_kernel_singular_values(weight).mean()),  # Fig. 6
-        "singular_mean": float(singular.mean()),  # the applied weight as a matrix (outputs, rest)
+        "singular_mean": float(singular.mean()),  # of the same weight as a matrix (outputs, rest)
         "singular_max": float(singular[0]),
     }
+    # Under SN and MSN: the largest singular value of W, and the estimate of it by which the layer divides.
+    return found if estimate is None else found | {"sigma": float(sigma), "sigma_estimate": estimate}
 
 
 def _kernel_singular_values(weight: Tensor) -> Tensor:

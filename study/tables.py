@@ -113,7 +113,7 @@ class AccuracyRow:
         self.model, self.norm = run.model, cells[0].norm
         self.data, self.budget, self.cells, self.chosen = data_name(run), budget, cells, best(cells)
         self.published_on, accuracies = PUBLISHED_ACCURACY[run.config.model.name]
-        self.published = accuracies.get(self.norm)  # None: not in Table I
+        self.published = accuracies.get(self.norm.removesuffix("_projected"))  # None: not in Table I
         ours = self.data.lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
         self.same_data = ours == self.published_on
 

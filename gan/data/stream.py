@@ -84,6 +84,8 @@ class BatchStream:
             self.prepare([update])
             images = self._ready.pop(update)
         images = images.to(self.device, non_blocking=True)
+        if self.config.data.crop_padding:
+            images = self._cropped(images, update)
         if self.config.data.flip:
             flip = self.shard.draw(self._draw_flips, update).view(-1, 1, 1, 1).to(self.device, torch.bool)
             images = torch.where(flip, images.flip(3), images)
@@ -92,6 +94,21 @@ class BatchStream:
     def _draw_flips(self, start: int, count: int) -> NDArray[np.uint64]:
         """Draw one fair bit for each position: (count, 1)."""
         return keyed_random.raw(self.config.seed, "flip", start, count, 1) >> np.uint64(63)
+
+    def _cropped(self, images: Tensor, update: int) -> Tensor:
+        """Return ``images`` (B, C, S, S) uint8, each surrounded by black pixels and cut out at its own random position."""
+        padding, size = self.config.data.crop_padding, images.shape[-1]
+
+        def draw(start: int, count: int) -> NDArray[np.int64]:  # the rows and columns cut off before the crop: (count, 2)
+            words = keyed_random.raw(self.config.seed, "crop", start, count, 2)
+            return (words % np.uint64(2 * padding + 1)).astype(np.int64)
+
+        first = self.shard.draw(draw, update).to(self.device)
+        kept = first[:, :, None] + torch.arange(size, device=self.device)  # B 2 S
+        rows, columns = kept[:, 0, None, :, None], kept[:, 1, None, None, :]  # B 1 S 1, B 1 1 S
+        padded = torch.nn.functional.pad(images, [padding] * 4)
+        number, channel = (torch.arange(n, device=self.device) for n in images.shape[:2])
+        return padded[number[:, None, None, None], channel[:, None, None], rows, columns]
 
     def labels(self, update: int) -> Tensor:
         """Return the class indices of the images of ``batch(update)``: (local_size,) int64, on the device."""

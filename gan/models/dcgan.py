@@ -25,7 +25,7 @@ def _norm_of_each(norm: str | Sequence[str], layers: int) -> list[str]:
 
 
 def _uses_bias(norm: str) -> bool:
-    return norm in ("none", "spectral")
+    return norm in ("none", "spectral", "spectral_projected")
 
 
 class Generator(nn.Module):

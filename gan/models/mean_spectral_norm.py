@@ -106,18 +106,22 @@ class MeanShift(nn.Module):
     """h -> h - E[h] + m (Eq. 7) for an h (B, C, H, W) that is not the output of one layer, such as DenseNet's concatenations.
 
     E is the mean of each channel over batch, positions and processes; in evaluation mode it is the running mean. m is learned.
+    With ``gain``, the output is gain (h - E[h]) + m, as in MeanSpectralNorm.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.1) -> None:
+    def __init__(self, channels: int, *, momentum: float = 0.1, gain: bool = False) -> None:
         """``momentum`` is the weight of the newest batch in the running mean, as in torch's BatchNorm."""
         super().__init__()
         self.momentum = momentum
         self.m = nn.Parameter(torch.zeros(channels))
+        self.gain = nn.Parameter(torch.ones(channels)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", torch.zeros(channels))
 
     def forward(self, h: Tensor) -> Tensor:
         """Map (B, C, H, W). Raises ValueError in training when a channel has a single value."""
+        if self.gain is not None:
+            h = h * self.gain.to(h.dtype).view(1, -1, 1, 1)
         if not self.training:
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
         if h.numel() // h.shape[1] * processes() == 1:

@@ -124,11 +124,12 @@ def _sigma(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> Tensor:
         return torch.dot(u, matrix @ forwards(v))
 
 
-def _divide(weight: Tensor, sigma: Tensor) -> Tensor:
+def divide_by(weight: Tensor, sigma: Tensor) -> Tensor:
+    """Return ``weight`` / ``sigma``, or ``weight`` itself for a sigma of 0."""
     return weight / (sigma + (sigma == 0))
 
 
-def _power_of_two(weight: Tensor) -> Tensor:
+def power_of_two(weight: Tensor) -> Tensor:
     """Return a power of two, a scalar, by which ``weight`` has a largest magnitude of about 1.
 
     Multiplying by it is exact, so W / sigma(W) has the same bits for every ordinary scale of W. Without it, sigma overflows for
@@ -148,10 +149,10 @@ class _DivideBySigma(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, u: Tensor, v: Tensor, transposed: bool) -> tuple[Tensor, Tensor]:
-        scale = _power_of_two(weight)
+        scale = power_of_two(weight)
         scaled = weight * scale
         sigma = _sigma(scaled, u, v, transposed)
-        return _divide(scaled, sigma), sigma / scale
+        return divide_by(scaled, sigma), sigma / scale
 
     @staticmethod
     def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
@@ -165,7 +166,7 @@ class _DivideBySigma(torch.autograd.Function):
         weight, divided, sigma, u, v = context.saved_tensors
         transposed = context.transposed
         if torch.is_grad_enabled():
-            quotient = _divide(weight, _sigma(weight, u, v, transposed))
+            quotient = divide_by(weight, _sigma(weight, u, v, transposed))
             (result,) = torch.autograd.grad(quotient, weight, gradient, create_graph=True)
             return result, None, None, None
         # In the weight's memory layout, which the optimiser expects: gradients from oneDNN have another one.

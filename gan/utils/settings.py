@@ -13,7 +13,8 @@ from gan.utils.setting_fields import setting, walk
 from gan.utils.yaml_settings import update_from_pair, update_from_text
 
 MAX_BYTES = 2**16  # of a configuration file; one with all settings has 2,500
-Norm: TypeAlias = Literal["none", "batch", "spectral", "mean_spectral"]
+# *_projected: the weight is overwritten by W / sigma(W) before each update, and no gradient passes through sigma.
+Norm: TypeAlias = Literal["none", "batch", "spectral", "mean_spectral", "spectral_projected", "mean_spectral_projected"]
 Require: TypeAlias = Callable[[bool, str, str], None]
 
 
@@ -43,6 +44,9 @@ class DataConfig:
         None, "1 grey, 3 colour; null: those of the data set (of a folder: 3 if any image has colour)", resolved=True
     )
     flip: bool = setting(False, "mirror each image left to right with probability 1/2")
+    crop_padding: int = setting(
+        0, "surround each image by this many black pixels and cut it out again at a random position; 0: off", at_least=0
+    )
     memory_gb: float = setting(
         4.0, "images up to this size in GB are kept in memory as uint8; larger sets are streamed", at_least=0, changeable=True
     )
@@ -233,6 +237,11 @@ def _check_combinations(config: RunConfig, require: Require) -> None:
         "must be a folder's name, without a path (run.dir is the folder around it).",
     )
     require(data.channels in (None, 1, 3), "data.channels", "must be 1 (grey), 3 (colour) or null.")
+    require(
+        data.crop_padding < data.image_size,
+        "data.crop_padding",
+        f"must be below data.image_size={data.image_size}, or crops without any part of the image occur.",
+    )
     require(
         data.split == "train" or data.name not in ("digits", "folder"),
         "data.split",

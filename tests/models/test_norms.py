@@ -337,5 +337,5 @@ def test_output_layer_is_never_centred() -> None:
 
 
 def test_unknown_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected none, batch, spectral or mean_spectral"):
+    with pytest.raises(ValueError, match="expected none, batch, spectral, mean_spectral"):
         normalize(nn.Linear(3, 1), "layer")

@@ -10,6 +10,7 @@ from PIL import Image
 from gan.utils.errors import UserError
 from gan.utils.settings import set_value
 from study import speed
+from study.figures import histogram_layers
 from study.results import ClassifierRun, comparable_runs, read_run, read_runs
 from study.tables import accuracy_table, best, cells
 from tests.study.common import study, train
@@ -106,3 +107,9 @@ def test_speed_is_measured_for_every_model_and_norm(tmp_path: Path, monkeypatch:
         base, faster = float(model[0][2]), float(model[1][4])
         assert faster == pytest.approx(100 * (base / float(model[1][2]) - 1), abs=0.3)
         assert float(model[1][5]) == pytest.approx(faster - 27, abs=0.02)
+
+
+def test_histograms_are_of_the_papers_layers_and_of_those_that_runs_of_before_recorded() -> None:
+    assert histogram_layers([7, 14, 45, 57, 68, 76]) == [45, 76]
+    assert histogram_layers([6, 13, 44, 56, 67, 75]) == [44, 75]
+    assert histogram_layers([1, 2, 3, 4]) == [1, 4]

@@ -25,6 +25,7 @@ CASES = {
     "released joint_kept": [*RELEASED, "training.d_batches=joint_kept"],
     "msn accumulated": ["model.discriminator.norm=mean_spectral", "training.accumulation=2"],
     "msn in g": ["model.discriminator.norm=spectral", "model.generator.norm=mean_spectral"],
+    "projected": ["model.discriminator.norm=mean_spectral_projected", "model.discriminator.gain=true", "data.crop_padding=2"],
     "wgan-gp": ["model.discriminator.norm=none", "loss.name=wgan-gp", "training.d_steps=2"],
     "wgan-gp bn": ["model.discriminator.norm=batch", "loss.name=wgan-gp", "training.d_steps=2", "data.flip=true"],
 }
