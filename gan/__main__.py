@@ -3,12 +3,13 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from gan.data.check import add_check
 from gan.data.decoding import MAX_FILE_BYTES, decode
@@ -22,9 +23,11 @@ from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
+from gan.utils.progress import progress
 from gan.utils.safe_reading import read_file
 
 log = logging.getLogger(__name__)
+_MAX_GRID = 10_000  # images in one picture
 
 EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out grid.png --count 64 --seed 0
@@ -115,10 +118,16 @@ def sample(options: argparse.Namespace) -> None:
             return
         if not options.single:
             _require_ending(out, ".png", "a grid is a .png. For single images add --single.")
+            if count > _MAX_GRID:
+                raise UserError(
+                    f"--count {count}: a grid shows at most {_MAX_GRID:,} images. Add --single, and --out FOLDER or .zip."
+                )
         generator, columns = _generator(options), options.columns
         network, dimension = generator.network, generator.config.model.latent_dim
         if options.single:
-            image_files.save_images(sampling.generate(network, seed=seed, count=count, latent_dim=dimension), out)
+            pieces = sampling.generate(network, seed=seed, count=count, latent_dim=dimension)
+            with progress(count, "image") as bar:
+                image_files.save_images(_counted(pieces, bar.update), out)
             return
         if options.interpolate:
             rows, columns = options.interpolate, columns or 10
@@ -126,6 +135,13 @@ def sample(options: argparse.Namespace) -> None:
         else:
             images = generator.sample(count, seed)
         write_atomically(out, image_files.encode(image_files.grid(images, columns)))
+
+
+def _counted(pieces: Iterator[Tensor], count: Callable[[int], object]) -> Iterator[Tensor]:
+    """Yield ``pieces``, and pass the number of images in each to ``count`` once it has been used."""
+    for piece in pieces:
+        yield piece
+        count(len(piece))
 
 
 def _require_ending(out: Path, ending: str, expected: str) -> None:

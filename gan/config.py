@@ -292,10 +292,7 @@ def _warnings(config: GanConfig) -> list[str]:
             " each micro-batch, so the run differs from one with accumulation=1."
         )
     if config.training.d_batches.startswith("joint") and not config.mixes_images:
-        found.append(
-            f"training.d_batches={config.training.d_batches} changes nothing with model.discriminator.norm={norm}, which does"
-            " not mix images."
-        )
+        found.append(f"training.d_batches={config.training.d_batches} changes nothing with model.discriminator.norm={norm}.")
     if config.data.crop_padding:
         found.append(f"data.crop_padding={config.data.crop_padding}: D's real images have black edges, which G learns to draw.")
     return found

@@ -1,5 +1,6 @@
 """Samples are functions of seed and index; grids, walks, animations and exports hold them."""
 
+import contextlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -143,3 +144,21 @@ def test_a_grid_holds_every_image_once(count: int, channels: int, columns: int |
         top, left = 2 + index // across * 6, 2 + index % across * 6
         cell = pixels[top : top + 4, left : left + 4]
         assert np.array_equal(cell if channels == 3 else cell[..., None], images[index].permute(1, 2, 0).numpy())
+
+
+def test_a_grid_of_too_many_images_is_refused_and_single_images_are_counted(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program("sample", finished_run, "--out", tmp_path / "grid.png", "--count", 100_000_000) == 2
+    assert "a grid shows at most 10,000 images. Add --single" in capsys.readouterr().err
+    shown = []
+    monkeypatch.setattr(gan.__main__, "progress", lambda total, what: contextlib.nullcontext(Bar(shown)))
+    assert program("sample", finished_run, "--out", tmp_path / "many.zip", "--single", "--count", 100) == 0
+    assert shown == [64, 36]
+
+
+class Bar:
+    """Notes by how much it was advanced."""
+
+    def __init__(self, shown: list[int]) -> None:
+        self.update = shown.append
