@@ -325,7 +325,7 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(finished_run: Path,
 def test_single_images_killed_half_way_are_begun_anew_by_the_same_command(finished_run: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "images", tmp_path / "moments"
     words = ["sample", str(finished_run), "--single", "--count", "5", "--out", str(out)]
-    for at in (3, 5):  # the second and the fourth image
+    for at in (6, 8):  # the second and the fourth image, after the line that names the checkpoint
         where = die_at("gan", words, at, moments)
         assert where is not None
         assert ".images.unfinished/" in where
