@@ -92,6 +92,7 @@ def test_a_killed_worker_is_one_line_and_leaves_no_process() -> None:
     assert not any(worker.process.is_alive() for worker in pool._workers)
 
 
+@pytest.mark.slow
 def test_a_worker_that_stands_still_is_given_up_but_a_slow_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "PATIENCE", 1.0)
     monkeypatch.setattr(worker_pool, "_REPORT", 0.1)
@@ -124,6 +125,7 @@ def test_results_need_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [value[0] for value in next(compute_batches(large, [[3, 4]], 2))] == [3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_work", [False, True])
 def test_workers_end_at_once_with_the_process_that_started_them(at_work: bool, tmp_path: Path) -> None:
     script = (

@@ -76,6 +76,7 @@ def test_a_run_that_diverged_before_is_skipped(tmp_path: Path, caplog: pytest.Lo
     assert "1 runs: 0 done, 1 diverged (run0)" in caplog.text
 
 
+@pytest.mark.slow
 def test_as_many_runs_as_places_train_at_once_and_share_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
@@ -129,6 +130,7 @@ def wait_for_signal(folder: Path) -> None:
     sweep(waiting(folder, "sys.exit(143)"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 def test_the_runs_of_a_killed_sweep_stop_saved(tmp_path: Path) -> None:
     ready = [tmp_path / f"ready{n}" for n in range(2)]
@@ -166,12 +168,14 @@ def test_an_interrupt_stops_every_run_saved_and_starts_no_further_one(tmp_path: 
     assert "stopped by SIGINT with 3 of 3 runs unfinished" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_ends_runs_that_do_not_stop(tmp_path: Path) -> None:
     code, seconds = interrupted(tmp_path, "", 2)
     assert code == 130
     assert seconds < 30
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="gan")
     order = tmp_path / "order"

@@ -60,6 +60,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(tmp_path: Path, capsys: 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs_in_their_order_make_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run of ``train`` and one of ``sweep`` have equal settings: they are one training."""
     common = ["--config", str(DIGITS), *TINY, f"run.dir={tmp_path / 'runs'}"]

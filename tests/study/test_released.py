@@ -114,6 +114,7 @@ def test_the_accuracy_is_printed_beside_the_stored_one(images: Path, tmp_path: P
     assert "1.00000 to 1.00000" in told
 
 
+@pytest.mark.slow
 def test_released_files_have_their_stored_accuracies(data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = data_folder.parent / "authors"
     if not folder.is_dir():
