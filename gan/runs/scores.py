@@ -54,7 +54,8 @@ def _is_score(record: Record) -> bool:
         and isinstance(made_by["extractor"].get("extractor"), str)
         and all(key in made_by for key in ("weights", "seed"))
         and is_measurement(record.get("scores"))
-        and is_floor(record.get("floor"))
+        and "floor" in record
+        and is_floor(record["floor"])
     )
 
 

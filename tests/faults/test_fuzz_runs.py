@@ -44,7 +44,10 @@ def hold_to(world: World, name: str, damage: list[Damage]) -> int:
     if name.startswith("train"):
         newest = max(path.split("/")[1] for path in calm_after if path.startswith("checkpoints/step-"))
         expected = {path: content for path, content in calm_after.items() if path.startswith(f"checkpoints/{newest}/")}
-        assert not [path for path, content in expected.items() if after.get(path) != content], "it ends otherwise"
+        # A damage may have made a file a link to what it was, which a run that is complete leaves.
+        found = {path: content for path, content in after.items() if not content.startswith(b"link to ")}
+        assert not [path for path, content in expected.items() if found.get(path, content) != content], "it ends otherwise"
+        assert expected.keys() <= after.keys()
         return 0
     assert before == after or name == "score", "reading has changed the run"
     if name in ("sample", "export"):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import TINY
 from tests.faults import hostile
-from tests.faults.hostile import MIB, Code, command, npy, npz, png, png_chunk, safetensors_file, saved, seal, seal_text
+from tests.faults.hostile import Code, command, npy, npz, png, png_chunk, safetensors_file, saved, seal, seal_text
 
 pytestmark = pytest.mark.faults
 
@@ -166,9 +166,6 @@ NONE_LEFT = "no usable checkpoint"
 # What is done, and words of the line that must come.
 ATTACKS: dict[str, tuple[Attack, str]] = {
     "60,000 x 60,000": (image("9.png", hostile.HEADERS["png"](60_000, 60_000)), "exceeds limit"),
-    "a profile of 300 MB": (
-        lambda world: image("9.png", png(32, 32, png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300 * MIB))), PIXELS))(world),
-        "too large"),
     "a pipe among the images": (pipe, "a pipe or a device"),
     "a device among the images": (device, "a pipe or a device"),
     "ten million entries": (lambda world: train_on(hostile.many_entries(world / "a.zip", 10**7)), "table of contents"),
