@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,14 +57,16 @@ def _load_extractor(options: argparse.Namespace, accelerator: Accelerator) -> Ex
 
 def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Score each run, add the records to its scores.jsonl, and print them."""
+    named: Iterable[tuple[Path, TrainedGenerator]]
     if options.all or options.follow:
-        for run in options.runs:
+        for run in options.runs:  # a mistake is told before the extractor is loaded
             on_main(accelerator, partial(kept_generators, run))
-    generators = None if options.all or options.follow else _load_generators(options, accelerator, options.runs)
+        named = _all_generators(options, accelerator)
+    else:
+        named = zip(options.runs, _load_generators(options, accelerator, options.runs), strict=True)
     extractor = _load_extractor(options, accelerator)
     protocols = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     scorers: dict[str, Scorer] = {}  # runs on the same data share one
-    named = _all_generators(options, accelerator) if generators is None else zip(options.runs, generators, strict=True)
     for path, generator in named:
         data = repr(generator.config.data)
         if data not in scorers:
@@ -126,7 +128,7 @@ def _make_scorer(
     generator: TrainedGenerator,
     protocols: Sequence[Protocol],
 ) -> Scorer:
-    named = {"made_by": options.made_by, "folder": options.data, "floor": getattr(options, "floor", None)}
+    named = {"made_by": options.made_by, "folder": options.data, "floor": options.floor}
     return make_scorer(accelerator, extractor, generator.config, protocols, options.reference, **named)
 
 

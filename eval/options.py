@@ -50,6 +50,7 @@ def parser() -> cli.Parser:
     _add_generator_options(score)
 
     compare = commands.add_parser("compare", parents=[common], help="tell which of two groups of trainings is better")
+    compare.set_defaults(floor=None)
     compare.add_argument("a", type=cli.path, nargs="+", metavar="A", help="runs or checkpoints that differ only by their seed")
     compare.add_argument(
         "--against", dest="b", type=cli.path, nargs="+", required=True, metavar="B", help="runs or checkpoints to compare A with"

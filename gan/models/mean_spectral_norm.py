@@ -53,7 +53,7 @@ class MeanSpectralNorm(SpectralNorm):
         """
         weight = self.weight_of_pass()
         if self.gain is not None:
-            outputs = int(isinstance(self.layer, nn.ConvTranspose2d))  # the weight's dimension of output channels
+            outputs = int(self._transposed)  # the weight's dimension of output channels
             weight = weight * self.gain.view([-1 if d == outputs else 1 for d in range(weight.dim())])
         if not self.training:
             return apply_layer(self.layer, x, weight, self.m - self.running_mean)

@@ -112,7 +112,6 @@ def run_training(
         bar = stack.enter_context(progress(last, "step", start=start, shown=main))
         recorder = Recorder(task, config, accelerator, tracker, stop, saved=start)
         _announce(config, images, accelerator, start, last)
-
         if not evaluated and not recorder.evaluate(start):
             return recorder.stopped(start)
         on_all(accelerator, lambda: task.prepare(start, lambda: False))  # a stop comes after a step, which is saved
