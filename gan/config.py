@@ -93,11 +93,11 @@ class GanTrainingConfig(TrainingConfig):
         100_000, "generator updates; may not change on resume under optimizer.decay=linear", at_least=1, changeable=True
     )
     d_steps: int = setting(1, "D updates per G update", at_least=1, at_most=1000)
-    d_batches: Literal["auto", "separate", "joint", "joint_kept", "joint_d"] = setting(
+    d_batches: Literal["auto", "separate", "joint", "joint_quarter", "joint_d"] = setting(
         "auto",
-        "real and fake images through D in two batches or in one. joint_kept: in one for D's update; G's passes the fakes"
-        " alone, with the means of D's batch as constants. joint_d: in one for D's update, fakes alone for G's. auto: joint for"
-        " mean_spectral, else separate. Different models only for norms that mix images",
+        "real and fake images through D in two batches or in one (joint). joint_quarter: G's update passes only every fourth real"
+        " image, with four times the weight in each mean. joint_d: it passes none. auto: joint_quarter for mean_spectral, else"
+        " separate. Different models only for norms that mix images",
         resolved=True,
     )
     # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
@@ -174,11 +174,20 @@ class GanConfig(RunConfig):
     def micro_batches(self) -> int:
         return self.training.accumulation
 
+    @property
+    def images_per_pass(self) -> int:
+        # Which images joint_quarter takes must not depend on the number of processes.
+        return 4 if self.resolve().training.d_batches == "joint_quarter" else 1
+
     def resolve(self) -> Self:
         if self.training.d_batches != "auto":
             return self
-        joint = any(norm.startswith("mean_") for norm in self.model.discriminator.norms)
-        return settings.set_value(self, "training.d_batches", "joint" if joint else "separate")
+        norms = self.model.discriminator.norms
+        form = "separate"
+        if any(norm.startswith("mean_") for norm in norms):
+            whole = "batch" in norms or self.training.batch_size // self.training.accumulation % 4
+            form = "joint" if whole else "joint_quarter"
+        return settings.set_value(self, "training.d_batches", form)
 
     def changeable(self) -> set[str]:
         # Under a decay, the learning rate of every step depends on the number of steps.
@@ -217,14 +226,9 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
             f" (here {batch // parts} in each of {parts}). Raise training.batch_size or choose spectral.",
         )
     require(
-        config.training.d_batches != "joint_kept" or "batch" not in config.model.discriminator.norms,
+        config.training.d_batches != "joint_quarter" or "batch" not in config.model.discriminator.norms,
         "training.d_batches",
-        "only means are kept, but model.discriminator.norm=batch needs variances too. Choose joint or separate.",
-    )
-    require(
-        config.training.d_batches != "joint_kept" or config.loss.name != "wgan-gp",
-        "training.d_batches",
-        "the gradient penalty passes other images through D last, whose means would be kept. Choose joint or separate.",
+        "joint_quarter weights means, but model.discriminator.norm=batch takes variances too. Choose joint or separate.",
     )
     require(
         not config.training.compile or config.loss.name != "wgan-gp",

@@ -213,7 +213,7 @@ def test_each_setting_that_names_a_file_is_declared_as_a_path() -> None:
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:
     check_processes(GanConfig(), 8)
-    with pytest.raises(UserError, match="must be a multiple of 3"):
+    with pytest.raises(UserError, match="must be a multiple of 12"):
         check_processes(GanConfig(), 3)
 
 

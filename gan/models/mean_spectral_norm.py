@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, apply_to_patch, arguments_of
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of
 from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision, is_autocast
 
 
@@ -43,8 +43,7 @@ class MeanSpectralNorm(SpectralNorm):
         self.gain = nn.Parameter(torch.ones_like(zeros)) if gain else None
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
-        self._mean_patch: Tensor | None = None  # of the last batch, where the layer is a convolution
-        self._mean_is_kept = False  # within `kept_means`
+        self._groups: tuple[int, ...] | None = None  # within `groups_of_equal_weight`
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), or (B, ..., C) for a dense layer.
@@ -77,29 +76,25 @@ class MeanSpectralNorm(SpectralNorm):
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
         arguments = arguments_of(self.layer)
-        if self._mean_is_kept and self._mean_patch is not None:
-            rounded = weight.to(x.dtype)
-            mean = apply_to_patch(rounded.to(weight.dtype), self._mean_patch, arguments)
-            return apply_layer(self.layer, x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        output, mean, self._mean_patch = MeanSubtractedConvolution.apply(x, weight, self.m, arguments)
+        groups = (len(x),) if self._groups is None else self._groups
+        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments, groups)
         return output, mean
 
 
 @contextmanager
-def kept_means(network: nn.Module) -> Iterator[None]:
-    """Within the block, take the means of convolutions over the last batch before it, as constants.
+def groups_of_equal_weight(network: nn.Module, sizes: tuple[int, ...]) -> Iterator[None]:
+    """Within the block, take each mean of a convolution as the mean of those of consecutive groups of ``sizes`` images.
 
-    Each output then depends on its own image alone. The means are those of the present weights, applied to the kept batch's
-    mean patch; the layers before have changed since.
+    A few real images then count as much as many fakes, as in a batch with as many of each.
     """
     layers = [m for m in network.modules() if isinstance(m, MeanSpectralNorm) and not isinstance(m.layer, nn.Linear)]
     for layer in layers:
-        layer._mean_is_kept = True
+        layer._groups = sizes
     try:
         yield
     finally:
         for layer in layers:
-            layer._mean_is_kept = False
+            layer._groups = None
 
 
 class MeanShift(nn.Module):

@@ -50,7 +50,7 @@ def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
 
 
 class MeanSubtractedConvolution(torch.autograd.Function):
-    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x], mean patch). Eq. 7, with the backward pass of Eq. 10.
+    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x]). Eq. 7, with the backward pass of Eq. 10.
 
     Only the first output is differentiated. E[W * x] is W applied to the mean patch (kernel, C): the input that each entry of
     the kernel sees, averaged over batch and positions. The mean patch is a linear function of the batch's mean image, so the
@@ -61,34 +61,35 @@ class MeanSubtractedConvolution(torch.autograd.Function):
     first; or pass G and then subtract the contribution of s, which is one image for the gradient of x and an outer product
     with the mean patch for that of W. The cheaper way is taken: the first where G is much smaller than x (stride 2).
 
+    ``groups`` are the sizes of consecutive groups of images. E is the mean of the groups' means: that of the batch for one group.
+
     For a second derivative, autograd differentiates the definition instead.
     """
 
     @staticmethod
     def forward(
-        context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments, groups: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
         rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-        patch = windows @ mean_over_processes(summed_image(x, weight.dtype))  # kernel C
+        image = torch.stack([summed_image(part, weight.dtype) * share for part, share in _shares(x, groups)]).sum(0)
+        patch = windows @ mean_over_processes(image)  # kernel C
         mean = apply_to_patch(rounded.to(weight.dtype), patch, arguments)
         context.save_for_backward(x, weight, m, patch)
-        context.arguments = arguments
-        context.mark_non_differentiable(mean, patch)
-        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean, patch
+        context.arguments, context.groups = arguments, groups
+        context.mark_non_differentiable(mean)
+        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
 
     @staticmethod
-    def backward(
-        context: Any, gradient: Tensor, _mean: Tensor, _patch: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, m, patch = context.saved_tensors
-        arguments, (need_x, need_weight, *_) = context.arguments, context.needs_input_grad
+        arguments, groups, (need_x, need_weight, *_) = context.arguments, context.groups, context.needs_input_grad
         if torch.is_grad_enabled():
             inputs = [t for t, needed in zip((x, weight, m), context.needs_input_grad, strict=False) if needed]
-            output = _centred_by_definition(x, weight, m, arguments)
+            output = _centred_by_definition(x, weight, m, arguments, groups)
             found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
             g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
-            return g_x, g_weight, g_m, None
+            return g_x, g_weight, g_m, None, None
         rounded = weight.to(x.dtype)
         values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
@@ -101,9 +102,10 @@ class MeanSubtractedConvolution(torch.autograd.Function):
 
         if 3 * gradient.numel() <= 2 * x.numel():
             g_m = channel_sums(gradient, weight.dtype)
-            s = (sum_over_processes(g_m) / values).to(gradient.dtype)
-            g_x, g_weight, _ = convolution_backward(gradient - s.view(1, -1, 1, 1), bias=False)
-            return g_x, g_weight, g_m, None
+            s = sum_over_processes(g_m) / values
+            parts = [part - (s * share).to(part.dtype).view(1, -1, 1, 1) for part, share in _shares(gradient, groups)]
+            g_x, g_weight, _ = convolution_backward(parts[0] if len(parts) == 1 else torch.cat(parts), bias=False)
+            return g_x, g_weight, g_m, None, None
         # torch computes the bias's gradient only together with the weight's.
         g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
         g_m = g_m.to(weight.dtype) if need_weight else channel_sums(gradient, weight.dtype)
@@ -111,7 +113,9 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
             s = sum_over_processes(g_m) / processes()  # without the number of positions, by which the windows divide
             above = _patch_gradient(rounded.to(weight.dtype), s, arguments)  # kernel C
-            subtract_image(g_x, (windows.T @ above).to(g_x.dtype))
+            image = windows.T @ above
+            for part, share in _shares(g_x, groups):
+                subtract_image(part, (image * share).to(part.dtype))
         if need_weight:
             g_weight = g_weight.to(weight.dtype)
             # The outer product of s and the mean patch. The patch contains the divisor of s.
@@ -119,13 +123,21 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             _grouped(g_weight, arguments).addcmul_(
                 g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
             )
-        return g_x, g_weight, g_m, None
+        return g_x, g_weight, g_m, None, None
 
 
-def _centred_by_definition(x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments) -> Tensor:
+def _shares(x: Tensor, groups: tuple[int, ...]) -> list[tuple[Tensor, float]]:
+    """Return each group of the batch ``x`` with the weight of its images in a mean: 1 where all groups have one size."""
+    return [(part, len(x) / (len(groups) * len(part))) for part in x.split(groups)]
+
+
+def _centred_by_definition(
+    x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments, groups: tuple[int, ...]
+) -> Tensor:
     """Return Eq. 7 computed as it is written, which can be differentiated any number of times."""
     h = torch.convolution(x, weight.to(x.dtype), None, *arguments)
-    mean = mean_over_processes(h.mean((0, 2, 3), dtype=m.dtype))
+    means = [part.mean((0, 2, 3), dtype=m.dtype) for part in h.split(groups)]
+    mean = mean_over_processes(means[0] if len(means) == 1 else torch.stack(means).mean(0))
     return (h - mean.view(1, -1, 1, 1) + m.view(1, -1, 1, 1)).to(x.dtype)
 
 

@@ -7,7 +7,7 @@ is initialised: every process must then run the same layers on the same number o
 from torch import nn
 
 from gan.models.batch_norm import BatchNorm
-from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, kept_means
+from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, groups_of_equal_weight
 from gan.models.projected_norms import ProjectedMeanSpectralNorm, ProjectedSpectralNorm
 from gan.models.spectral_norm import (
     Layer,
@@ -20,7 +20,7 @@ from gan.models.spectral_norm import (
 
 __all__ = [
     "BatchNorm", "Layer", "MeanShift", "MeanSpectralNorm", "ProjectedMeanSpectralNorm", "ProjectedSpectralNorm", "SpectralNorm",
-    "iterate_explicitly", "kept_means", "normalize", "normalize_input", "power_iterate", "shared_spectral_weights",
+    "groups_of_equal_weight", "iterate_explicitly", "normalize", "normalize_input", "power_iterate", "shared_spectral_weights",
     "weight_norm",
 ]  # fmt: skip
 EXPECTED = "expected none, batch, spectral, mean_spectral, spectral_projected or mean_spectral_projected"

@@ -1,13 +1,11 @@
 """One training step of a GAN, in the order in which it happens: D's updates with their penalty, G's update, G's average."""
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
 from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
-from gan.models.norms import kept_means, power_iterate, shared_spectral_weights
+from gan.models.norms import groups_of_equal_weight, power_iterate, shared_spectral_weights
 from gan.training.context import GanContext, Metrics
 from gan.training.gan_state import GanState, set_learning_rates, update_ema
 
@@ -64,19 +62,13 @@ def update_discriminator(state: GanState, real: Tensor, fake: Tensor, update: in
 def update_generator(state: GanState, real: Tensor, step: int, context: GanContext) -> Metrics:
     """Take one G update. ``real`` completes D's batch where D was trained on joint batches and mixes their images."""
     config, parts = context.config, context.config.training.accumulation
-    with_real = config.training.d_batches == "joint" and config.mixes_images
+    form = config.training.d_batches if config.mixes_images else "separate"
     metrics: Metrics = {}
     state.discriminator.requires_grad_(False)
     state.g_optimizer.zero_grad()
     for z, r in zip(context.noise("g_noise", step).chunk(parts), real.chunk(parts), strict=True):
         with context.autocast():
-            fake = state.generator(z)
-            if with_real:
-                _, logits = discriminator_logits(state.discriminator, r, fake, joint=True)
-            else:
-                kept = config.training.d_batches == "joint_kept"
-                with kept_means(state.discriminator) if kept else nullcontext():
-                    logits = state.discriminator(fake)
+            logits = _fake_logits(state.discriminator, r, state.generator(z), form)
         loss = generator_loss(config.loss.name, logits.to(context.dtype))
         (loss / parts).backward()
         _accumulate(metrics, "g_loss", loss, parts)
@@ -93,6 +85,18 @@ def discriminator_logits(discriminator: nn.Module, real: Tensor, fake: Tensor, *
         return real_logits, fake_logits
     with shared_spectral_weights(discriminator):
         return discriminator(real), discriminator(fake)
+
+
+def _fake_logits(discriminator: nn.Module, real: Tensor, fake: Tensor, form: str) -> Tensor:
+    """Return D's logits (B,) of ``fake`` for G's update, in the batch and with the means that ``form`` of d_batches says."""
+    if form == "joint":
+        return discriminator_logits(discriminator, real, fake, joint=True)[1]
+    if form == "joint_quarter":
+        some = real[::4]  # the same images for any number of processes
+        with groups_of_equal_weight(discriminator, (len(some), len(fake))):
+            return discriminator_logits(discriminator, some, fake, joint=True)[1]
+    logits: Tensor = discriminator(fake)
+    return logits
 
 
 def _accumulate(metrics: Metrics, key: str, value: Tensor, parts: int) -> None:

@@ -116,6 +116,11 @@ class RunConfig:
         """Number of parts in which each process computes its share of a batch."""
         return 1
 
+    @property
+    def images_per_pass(self) -> int:
+        """Number of which the images in such a part of each process must be a multiple."""
+        return 1
+
     def resolve(self) -> Self:
         """Return these settings with those filled in that depend on other settings."""
         return self
@@ -256,10 +261,11 @@ def _check_combinations(config: RunConfig, require: Require) -> None:
 
 def check_processes(config: RunConfig, processes: int) -> None:
     """Raise UserError when a batch cannot be shared evenly by ``processes``."""
-    batch, parts = config.training.batch_size, config.micro_batches
-    if batch % (parts * processes):
+    batch, parts, images = config.training.batch_size, config.micro_batches, config.images_per_pass
+    if batch % (parts * processes * images):
         each = f" x training.accumulation={parts}" if hasattr(config.training, "accumulation") else ""
+        each += f" x {images} for training.d_batches=joint_quarter, or choose joint" if images > 1 else ""
         raise UserError(
-            f"training.batch_size={batch}: must be a multiple of {parts * processes}"
+            f"training.batch_size={batch}: must be a multiple of {parts * processes * images}"
             f" ({processes} processes{each}), so that every process gets the same share."
         )

@@ -128,6 +128,8 @@ def test_gain_is_differentiated() -> None:
         (["model.discriminator.layer_norms=[mean]"], "mean"),
         (["model.generator.gain=true"], "only mean_spectral has a gain"),
         (["training.d_batches=apart"], "joint_d"),
+        (["training.d_batches=joint_quarter", "model.discriminator.norm=batch"], "takes variances too"),
+        (["training.d_batches=joint_quarter", "training.batch_size=10"], "must be a multiple of 4 (1 processes x"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,12 +145,16 @@ def test_released_placement_comes_with_its_gain() -> None:
     assert config.model.discriminator.gain and config.resolve().training.d_batches == "separate"
 
 
-@pytest.mark.parametrize("norm, batches", [("mean_spectral", "joint"), ("batch", "separate"), ("spectral", "separate")])
+@pytest.mark.parametrize("norm, batches", [("mean_spectral", "joint_quarter"), ("batch", "separate"), ("spectral", "separate")])
 def test_auto_passes_real_and_fake_together_where_the_mean_is_subtracted(norm: str, batches: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"model: {{discriminator: {{norm: {norm}}}}}\n")
     assert load_config(tmp_path / "a.yaml").resolve().training.d_batches == batches
     kept = load_config(tmp_path / "a.yaml", ["training.d_batches=joint_d"])
     assert kept.resolve() == kept
+
+
+def test_auto_takes_whole_batches_where_a_fourth_of_one_is_no_whole_number() -> None:
+    assert load_config(Path("configs/cifar10_msngan.yaml"), ["training.batch_size=10"]).resolve().training.d_batches == "joint"
 
 
 def test_the_loss_that_needs_a_bounded_slope_asks_it_of_every_layer() -> None:

@@ -62,7 +62,7 @@ RELEASED = [
         (HARD, 1),
         (["model.discriminator.norm=mean_spectral"], 2),
         ([*RELEASED, "training.d_batches=joint"], 1),
-        ([*RELEASED, "training.d_batches=joint_kept", "training.precision=bf16"], 1),
+        ([*RELEASED, "training.d_batches=joint_quarter", "training.precision=bf16"], 1),
         (["model.discriminator.norm=mean_spectral", "training.d_batches=joint_d"], 1),
     ],
 )
