@@ -5,6 +5,8 @@ from typing import Any
 from eval.comparison_keys import distance_label, inception_score_label
 from eval.protocols import PROTOCOLS
 
+PRECISION, DENSITY = ("precision", "recall"), ("density", "coverage")  # names of scores that are shown together
+
 
 def format_mean_std(entry: dict[str, Any] | None, digits: int = 2) -> str:
     """Return "mean ± std", "mean" where the deviation is unknown, or "-" for None."""
@@ -53,7 +55,13 @@ def format_record(run: str, record: dict[str, Any]) -> str:
     if found["kid"]:
         add("KID x 1000", _format_kid(found["kid"]), _format_kid(floor["kid"]) if floor else None)
     if pooled["precision"] is not None:
-        add("precision / recall", _format_precision_recall(pooled), _format_precision_recall(floor["pooled"]) if floor else None)
+        add("precision / recall", _format_pair(pooled, *PRECISION), _format_pair(floor["pooled"], *PRECISION) if floor else None)
+    if pooled.get("density") is not None:  # scores of older versions lack it
+        real = _format_pair(floor["pooled"], *DENSITY) if floor and floor["pooled"].get("density") is not None else None
+        add("density / coverage", _format_pair(pooled, *DENSITY), real)
+    if copying := found.get("copying"):
+        add("copying, Z_U (a diagnostic, not a proof)", f"{copying['z']:.1f}")
+        lines.append("  (far below 0: nearer to the reference than the held-out images are)")
     if floor:
         own = sizes(floor["runs"], floor["samples"], floor["reference"])
         note = "" if more is None else f"; the score is of {more}, where real images would score better"
@@ -66,8 +74,8 @@ def _format_kid(entry: dict[str, Any], digits: int = 2) -> str:
     return format_mean_std({key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}, digits)
 
 
-def _format_precision_recall(entry: dict[str, Any], digits: int = 3) -> str:
-    return f"{entry['precision']:.{digits}f} / {entry['recall']:.{digits}f}"
+def _format_pair(entry: dict[str, Any], first: str, second: str, digits: int = 3) -> str:
+    return f"{entry[first]:.{digits}f} / {entry[second]:.{digits}f}"
 
 
 def format_comparison(found: dict[str, Any]) -> str:
@@ -80,5 +88,7 @@ def format_comparison(found: dict[str, Any]) -> str:
     if kid := found["kid"]:
         lines.append(f"  {'KID x 1000':<42}{_format_kid(kid, 4)} ({kid['subsets']} subsets of {kid['size']})")
     if found["precision"] is not None:
-        lines.append(f"  {'precision / recall':<42}{_format_precision_recall(found, 4)}")
+        lines.append(f"  {'precision / recall':<42}{_format_pair(found, *PRECISION, 4)}")
+    if found["density"] is not None:
+        lines.append(f"  {'density / coverage':<42}{_format_pair(found, *DENSITY, 4)}")
     return "\n".join(lines)

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.features import Features
-from eval.metrics import SEED, Floats, fid_infinity, frechet_distance, inception_score, kid, precision_recall
+from eval.metrics import (
+    SEED,
+    Floats,
+    copying_statistic,
+    density_coverage,
+    fid_infinity,
+    frechet_distance,
+    inception_score,
+    kid,
+    precision_recall,
+)
 from eval.protocols import NEIGHBOURHOOD, Protocol
 from eval.statistics import Accumulator, GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils.errors import UserError
@@ -18,6 +28,8 @@ log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 HELD_OUT = "held-out images"
+# k of density and coverage, as in Naeem et al. 2020. No setting of a protocol: released ones may not change.
+DENSITY_NEIGHBOURS = 5
 
 
 class Reference:
@@ -83,11 +95,12 @@ def _split_reference(features: Features, protocol: Protocol) -> tuple[NDArray[An
     return np.sort(order[:wanted]), order[wanted:]
 
 
-def measure(features: Features, reference: Reference, protocol: Protocol) -> Result:
+def measure(features: Features, reference: Reference, protocol: Protocol, held_out: Features | None = None) -> Result:
     """Return the scores of the first ``protocol.total`` images.
 
     ``fid`` and ``inception_score`` are {"mean", "std", "values"} over runs, ``kid`` is over subsets, and ``pooled`` has the
-    scores of all images together. A metric that the extractor or the reference does not allow is None.
+    scores of all images together. ``copying`` compares with real images that are ``held_out`` from training. A metric that
+    the extractor or the images do not allow is None.
 
     Raises UserError for too few images, features that are not finite, or a reference of another extractor.
     """
@@ -103,15 +116,15 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         distances.append(frechet_distance(with_feature_factor(own.stats(), part.values), real_stats))
         if part.logits is not None:
             scores.append(inception_score(part.logits, protocol.splits, protocol.seed))
-    result: Result = {"fid": _over_runs(distances), "inception_score": _over_runs([mean for mean, _ in scores]), "kid": None}
+    result: Result = {"fid": _over_runs(distances), "inception_score": _over_runs([mean for mean, _ in scores])}
+    result |= {"kid": None, "copying": None}
     if scores and protocol.runs == 1 and protocol.splits > 1:
         result["inception_score"]["std"] = scores[0][1]  # over splits, the only deviation of a single run
     generated = features[: protocol.total].values
     result["pooled"] = {
         "fid": distances[0] if protocol.runs == 1 else frechet_distance(pooled.stats(), real_stats),
         "fid_infinity": None,
-        "precision": None,
-        "recall": None,
+        **dict.fromkeys(("precision", "recall", "density", "coverage")),
     }
     if len(generated) >= 2 * protocol.infinity_start:
         result["pooled"]["fid_infinity"] = fid_infinity(
@@ -121,9 +134,32 @@ def measure(features: Features, reference: Reference, protocol: Protocol) -> Res
         result["kid"] = _kid(generated, real.values, protocol.kid_subsets, protocol.kid_size, protocol.seed)
         count = min(protocol.neighbourhood, len(generated), len(real))
         chosen = np.random.RandomState(protocol.seed).permutation(len(real))[:count]
-        precision, recall = precision_recall(generated[:count], real.values[chosen], protocol.neighbours)
-        result["pooled"] |= {"precision": precision, "recall": recall, "neighbourhood": count}
+        result["pooled"] |= _neighbourhoods(generated[:count], real.values[chosen], protocol.neighbours)
+    if reference.features is not None and held_out is not None:
+        check_same_extractor(reference.extractor, held_out.extractor, "held-out images")
+        result["copying"] = _copying(generated, held_out.values, reference.features.values, protocol)
     return result
+
+
+def _neighbourhoods(generated: Floats, real: Floats, neighbours: int) -> Result:
+    """Return the scores by nearest neighbours; density and coverage only where there are more real images than their k."""
+    precision, recall = precision_recall(generated, real, neighbours)
+    result: Result = {"precision": precision, "recall": recall, "neighbourhood": len(generated)}
+    if len(real) > DENSITY_NEIGHBOURS:
+        density, coverage = density_coverage(generated, real, DENSITY_NEIGHBOURS)
+        result |= {"density": density, "coverage": coverage, "density_neighbours": DENSITY_NEIGHBOURS}
+    return result
+
+
+def _copying(generated: Floats, held_out: Floats, training: Floats, protocol: Protocol) -> Result:
+    """Return the copying statistic of at most ``protocol.neighbourhood`` images of each kind to all ``training`` images."""
+    limit = protocol.neighbourhood
+    chosen = np.random.RandomState(protocol.seed).permutation(len(held_out))[:limit]
+    return {
+        "statistic": "Z_U of Meehan et al. 2020, one cell: Mann-Whitney U of distances to the nearest reference image",
+        "z": copying_statistic(generated[:limit], held_out[chosen], training),
+        "counts": [min(limit, len(generated)), len(chosen), len(training)],  # generated, held out, reference
+    }
 
 
 def _kid(generated: Floats, real: Floats, subsets: int, size: int, seed: int) -> Result:
@@ -179,12 +215,17 @@ def floor(reference: Reference, protocol: Protocol, held_out: Features | None = 
 
 
 def make_record(
-    features: Features, reference: Reference, protocol: Protocol, floor: Result | None, provenance: dict[str, Any]
+    features: Features,
+    reference: Reference,
+    protocol: Protocol,
+    floor: Result | None,
+    provenance: dict[str, Any],
+    held_out: Features | None = None,
 ) -> Result:
     """Return scores, floor and provenance: everything in a record of scores.jsonl that depends on the protocol."""
     return {
         "protocol": protocol.name,
-        "scores": measure(features, reference, protocol),
+        "scores": measure(features, reference, protocol, held_out),
         "floor": floor,
         "provenance": {
             "protocol": asdict(protocol),
@@ -206,8 +247,7 @@ def compare_images(generated: Features | GaussianStats, real: Features | Gaussia
         "fid": frechet_distance(stats, real_stats),
         "inception_score": None,
         "kid": None,
-        "precision": None,
-        "recall": None,
+        **dict.fromkeys(("precision", "recall", "density", "coverage")),
         "counts": [stats.count, real_stats.count],
     }
     if features is not None and features.logits is not None and len(features) >= splits:
@@ -218,8 +258,7 @@ def compare_images(generated: Features | GaussianStats, real: Features | Gaussia
         count = min(NEIGHBOURHOOD, len(features), len(real_features))
         if count > 3:
             chosen = [x.values[np.random.RandomState(SEED).permutation(len(x))[:count]] for x in (features, real_features)]
-            result["precision"], result["recall"] = precision_recall(chosen[0], chosen[1])
-            result["neighbourhood"] = count
+            result |= _neighbourhoods(chosen[0], chosen[1], 3)
     return result
 
 

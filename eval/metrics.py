@@ -1,10 +1,11 @@
-"""Metrics as pure functions of features and logits: Frechet distance, inception score, KID, precision and recall."""
+"""Metrics as pure functions of features and logits: Frechet distance, inception score, KID, measures by nearest neighbours."""
 
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.special
+import scipy.stats
 import torch
 from numpy.typing import NDArray
 
@@ -135,6 +136,54 @@ def precision_recall(generated: Floats, real: Floats, neighbours: int = 3) -> tu
     fake, true = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (generated, real))
     precision, recall = calculate_precision_recall_part(fake, true, neighborhood=neighbours, batch_size=1000)
     return float(precision), float(recall)
+
+
+def density_coverage(generated: Floats, real: Floats, neighbours: int = 5) -> tuple[float, float]:
+    """Return density and coverage (Naeem et al. 2020, Eq. 4 and 5) of features (N, D) and (M, D), computed in float64.
+
+    Each real image has a ball that reaches to its k-th nearest other real image. Density is the number of balls that hold a
+    generated image, as a mean over the generated images, divided by k: it can exceed 1. Coverage is the share of balls that
+    hold any generated image. As in the authors' code, a ball's surface is not in it.
+
+    Raises UserError for fewer than k + 1 real images, no generated one, or features that are not finite.
+    """
+    from sklearn.metrics import pairwise_distances_chunked
+    from sklearn.neighbors import NearestNeighbors
+
+    _check("density and coverage", generated, 1)
+    _check("density and coverage", real, neighbours + 1)
+    fake, true = (np.asarray(x, dtype=np.float64) for x in (generated, real))
+    radii = NearestNeighbors(n_neighbors=neighbours).fit(true).kneighbors()[0][:, -1]  # M; an image is not its own neighbour
+    inside, covered = 0, np.zeros(len(true), dtype=bool)
+    for distances in pairwise_distances_chunked(fake, true):  # part of N x M
+        held = distances < radii
+        inside += int(held.sum())
+        covered |= held.any(0)
+    return inside / (neighbours * len(fake)), float(covered.mean())
+
+
+def copying_statistic(generated: Floats, held_out: Floats, training: Floats) -> float:
+    """Return whether generated images lie nearer to training images than held-out real images do, as a z-score.
+
+    The data-copying test of Meehan et al. 2020 with a single cell: Z_U, the Mann-Whitney U of the distances of N generated
+    images to their nearest training image, against those of M held-out ones, less its mean and divided by its deviation under
+    equal distributions (with the correction for ties). Far below 0: generated images are nearer, as copies are. Far above 0:
+    they are farther away, as of a generator that fits badly, which can hide copies. A diagnostic, not a proof.
+
+    Raises UserError for a set without images, or features that are not finite.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    for values in (generated, held_out, training):
+        _check("copying", values, 1)
+    index = NearestNeighbors(n_neighbors=1).fit(np.asarray(training, dtype=np.float64))
+    distances = [index.kneighbors(np.asarray(x, dtype=np.float64))[0][:, 0] for x in (generated, held_out)]
+    ranks = scipy.stats.rankdata(np.concatenate(distances))
+    n, m = map(len, distances)
+    u = ranks[:n].sum() - n * (n + 1) / 2
+    ties = np.unique(ranks, return_counts=True)[1].astype(np.float64)
+    variance = n * m / 12 * (n + m + 1 - (ties**3 - ties).sum() / ((n + m) * (n + m - 1)))
+    return float((u - n * m / 2) / np.sqrt(variance)) if variance > 0 else 0.0
 
 
 def fid_infinity(generated: Floats, reference: GaussianStats, start: int = 5000, points: int = 10, seed: int = SEED) -> float:

@@ -31,7 +31,8 @@ from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
-FLOOR = 2  # version of what `measurement.floor` returns, for its cache: 1 had a KID deviation of 0 over equal subsets
+# Version of what `measurement.floor` returns, for its cache: 1 had a KID deviation of 0 over equal subsets, 2 no density.
+FLOOR = 3
 # Of the samples that are scored during training: one that nobody gives to --seed by chance.
 TRAINING_SEED = 2**31 - 1
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
@@ -96,7 +97,7 @@ class Scorer:
                 "device": self.device,
                 "versions": versions(),
             }
-            result = measurement.make_record(features, self.reference, protocol, self.floor(protocol), provenance)
+            result = measurement.make_record(features, self.reference, protocol, self.floor(protocol), provenance, self.held_out)
             return {"step": step, "source": source, "series": comparison_key(result["provenance"]), **result}
 
         return only_on_main(self.accelerator, record)
@@ -235,7 +236,8 @@ class TrainingScorer:
         found = record["scores"]
         known = {name: found[name]["mean"] for name in ("fid", "inception_score", "kid") if found[name] is not None}
         # Of a collapsed generator, precision and recall are 0.0, which is a score like any other.
-        known |= {name: found["pooled"][name] for name in ("precision", "recall") if found["pooled"][name] is not None}
+        by_neighbours = {name: found["pooled"][name] for name in ("precision", "recall", "density", "coverage")}
+        known |= {name: value for name, value in by_neighbours.items() if value is not None}
         curves = {f"{prefix}/{name}": value for name, value in known.items()}
         return Score(record, curves, scores.distance_of(record))
 

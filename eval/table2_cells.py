@@ -23,6 +23,7 @@ PUBLISHED = {
 UP, DOWN = " ↑", " ↓"  # which way is better
 METRICS = {  # digits shown, by name; what is not a score itself is an entry of its "pooled"
     "inception_score": 2, "fid": 2, "fid_pooled": 2, "fid_infinity": 2, "kid": 5, "precision": 3, "recall": 3,
+    "density": 3, "coverage": 3,
 }  # fmt: skip
 Entry = dict[str, Any] | None  # "mean" and "std"
 Cells = tuple[list[str], list[list[str]]]  # headings and rows
@@ -59,7 +60,7 @@ def _entry(scores: dict[str, Any], metric: str) -> Entry:
     if metric in ("inception_score", "fid", "kid"):
         entry: Entry = scores[metric]
         return entry
-    value = scores["pooled"]["fid" if metric == "fid_pooled" else metric]
+    value = scores["pooled"].get("fid" if metric == "fid_pooled" else metric)  # older scores have no density
     return None if value is None else {"mean": value, "std": None}
 
 
@@ -112,7 +113,7 @@ def details(table: Table, protocol: str) -> Cells:
     distance, score = distance_label(table.extractor, short=True), inception_score_label(table.extractor, short=True)
     names = [
         score + UP, distance + DOWN, f"{distance}, all runs' images{DOWN}", f"{distance}, extrapolated{DOWN}", "KID" + DOWN,
-        "precision" + UP, "recall" + UP,
+        "precision" + UP, "recall" + UP, "density" + UP, "coverage" + UP,
     ]  # fmt: skip
     body = [
         [line.label, *map(format_mean_std, line.entries, METRICS.values()), describe(line.against), line.scored]

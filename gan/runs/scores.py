@@ -15,6 +15,7 @@ from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_lin
 
 FILE = "scores.jsonl"
 Record = dict[str, Any]
+_POOLED = ("fid_infinity", "precision", "recall", "density", "coverage")  # numbers that may be null or, in old scores, missing
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def is_measurement(found: Any) -> bool:
         and all(entry.get("std") is None or is_number(entry["std"]) for entry in entries if entry is not None)
         and found.get("fid") is not None
         and is_number(pooled.get("fid"))
-        and all(pooled.get(name) is None or is_number(pooled[name]) for name in ("fid_infinity", "precision", "recall"))
+        and all(pooled.get(name) is None or is_number(pooled[name]) for name in _POOLED)
+        and (found.get("copying") is None or (isinstance(found["copying"], dict) and is_number(found["copying"].get("z"))))
     )
 
 

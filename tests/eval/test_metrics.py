@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.metrics import (
+    copying_statistic,
+    density_coverage,
     fid_infinity,
     frechet_distance,
     inception_score,
@@ -168,6 +171,51 @@ def test_precision_is_of_the_generated_and_recall_of_the_real() -> None:
     assert 0.2 < recall < 0.34  # at most 100 of 300
 
 
+@given(st.integers(1, 12), st.integers(3, 12), st.integers(1, 2), st.integers(0, 1000))
+def test_density_and_coverage_are_their_definition(n: int, m: int, k: int, seed: int) -> None:
+    draw = np.random.RandomState(seed)
+    fake, real = draw.randint(0, 6, (n, 2)), draw.randint(0, 6, (m, 2))  # whole numbers: with ties, and exact distances
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.sqrt(((a - b) ** 2).sum()))
+
+    radii = [sorted(distance(real[i], real[j]) for j in range(m) if j != i)[k - 1] for i in range(m)]
+    inside = [[distance(fake[j], real[i]) < radii[i] for i in range(m)] for j in range(n)]
+    density = sum(map(sum, inside)) / (k * n)
+    coverage = sum(any(inside[j][i] for j in range(n)) for i in range(m)) / m
+    assert density_coverage(fake, real, k) == pytest.approx((density, coverage))
+
+
+def test_density_is_of_the_generated_and_coverage_of_the_real() -> None:
+    draw = np.random.RandomState(0)
+    left, right = draw.randn(300, 4), draw.randn(150, 4) + 100
+    density, coverage = density_coverage(left[:150], np.concatenate([left[150:], right]))
+    assert 0.8 < density < 1.25, "samples of the same distribution have a density near 1"
+    assert 0.45 < coverage <= 0.5, "half of the real images are never generated"
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.booleans(), st.integers(0, 1000))
+def test_the_copying_statistic_is_the_z_score_of_scipys_test(n: int, m: int, ties: bool, seed: int) -> None:
+    draw = np.random.RandomState(seed)
+    sets = [draw.randint(0, 4, (count, 3)) if ties else draw.randn(count, 3) for count in (n, m, 10)]
+    generated, held_out = ([min(np.linalg.norm(x - t) for t in sets[2]) for x in own] for own in sets[:2])
+    if len({round(value, 9) for value in generated + held_out}) == 1:
+        assert copying_statistic(*sets) == 0  # scipy gives nan
+        return
+    theirs = scipy.stats.mannwhitneyu(
+        np.round(generated, 9), np.round(held_out, 9), alternative="less", method="asymptotic", use_continuity=False
+    )
+    assert scipy.stats.norm.cdf(copying_statistic(*sets)) == pytest.approx(theirs.pvalue, rel=1e-6)
+
+
+def test_training_images_with_noise_are_told_apart_from_held_out_images() -> None:
+    draw = np.random.RandomState(0)
+    training, held_out, other = draw.randn(400, 16), draw.randn(200, 16), draw.randn(200, 16)
+    assert copying_statistic(training[:200] + 0.1 * draw.randn(200, 16), held_out, training) < -10
+    assert abs(copying_statistic(other, held_out, training)) < 3
+    assert copying_statistic(other + 3, held_out, training) > 10, "a generator that fits badly is far from all of them"
+
+
 def test_distance_at_infinity_removes_the_bias_of_few_images() -> None:
     # As many images to a dimension as in the protocol `paper`: 10,000 of 2,048, from 5,000 on.
     truth = GaussianStats(np.zeros(200), np.eye(200))
@@ -187,7 +235,7 @@ def test_a_distance_beyond_all_numbers_is_told(mean: float | np.ndarray) -> None
             frechet_distance(*pair)
 
 
-@pytest.mark.parametrize("score", ["is", "kid", "precision", "infinity"])
+@pytest.mark.parametrize("score", ["is", "kid", "precision", "density", "infinity"])
 def test_too_few_images_and_numbers_that_are_not_finite_are_told(score: str) -> None:
     def call(values: np.ndarray) -> object:
         good, moments = features(200, 5), gaussian_stats(features(200, 5))
@@ -195,6 +243,7 @@ def test_too_few_images_and_numbers_that_are_not_finite_are_told(score: str) -> 
             "is": lambda: inception_score(values, 10),
             "kid": lambda: kid(values, good, 5, 50),
             "precision": lambda: precision_recall(good, values),
+            "density": lambda: density_coverage(good, values),
             "infinity": lambda: fid_infinity(values, moments, 90),
         }[score]()
 
