@@ -1,4 +1,4 @@
-"""Score runs, compare two sets of images, write statistics of real images, report the paper's Table II."""
+"""Score runs, compare sets of images, show nearest training images, write statistics of real images, report Table II."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from accelerate import Accelerator
 
 from eval import metrics, table2_data
@@ -16,7 +17,7 @@ from eval.features import Features, ImageSet, extract, extract_parts
 from eval.following import follow_generators, kept_generators
 from eval.formatting import format_comparison, format_record
 from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison
-from eval.image_sets import GeneratedImages, open_images
+from eval.image_sets import GeneratedImages, StoredImages, open_images
 from eval.measurement import compare_images, warn_of_few_images
 from eval.options import parser
 from eval.protocols import PROTOCOLS, Protocol
@@ -25,16 +26,19 @@ from eval.scoring import Scorer, make_scorer, score_generator, versions
 from eval.statistics import Accumulator, GaussianStats, load_stats, save_stats
 from eval.table2_report import write_report
 from gan.inference.generator import TrainedGenerator, load_generator
+from gan.inference.images import encode
+from gan.inference.neighbours import find_neighbours, training_images
 from gan.utils import cli
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.errors import UserError
+from gan.utils.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.command in ("score", "compare") and str(options.weights) in ("ema", "raw"):
+    if options.command in ("score", "compare", "neighbours") and str(options.weights) in ("ema", "raw"):
         options.generator = str(options.weights)
     elif options.command != "table2" and options.weights is not None:
         options.extractor_weights = options.weights
@@ -43,10 +47,13 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if options.command == "reference" and options.out.suffix != ".npz":
         raise UserError(f"--out {options.out}: statistics are stored in a .npz file. Give a name that ends in .npz.")
-    if options.command == "reference":
+    if options.command == "neighbours" and options.out.suffix != ".png":
+        raise UserError(f"--out {options.out}: samples and their neighbours are a picture. Give a name that ends in .png.")
+    if options.command in ("reference", "neighbours"):
         cli.refuse_existing(options)
     with connected("cpu" if options.cpu else options.device) as accelerator:
-        {"score": score, "compare": compare, "images": images, "reference": reference}[options.command](options, accelerator)
+        commands = {"score": score, "compare": compare, "images": images, "reference": reference, "neighbours": neighbours}
+        commands[options.command](options, accelerator)
     return 0
 
 
@@ -211,6 +218,35 @@ def reference(options: argparse.Namespace, accelerator: Accelerator) -> None:
     except OSError as error:
         raise _not_writable(options.out, error) from None
     log.info(f"wrote {options.out}: {accumulator.count:,} images, {extractor.name}")
+
+
+def neighbours(options: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Write samples of a generator beside their nearest training images, and print the distances."""
+    (generator,) = _load_generators(options, accelerator, [options.run])
+    stored = StoredImages(on_all(accelerator, partial(training_images, generator, options.data, options.neighbours)))
+    extractor = _load_extractor(options, accelerator)
+    training = list(extract_parts(stored, extractor, accelerator=accelerator, batch=options.batch_size))
+
+    def show() -> None:
+        found = find_neighbours(
+            generator,
+            stored.images,
+            count=options.count,
+            neighbours=options.neighbours,
+            seed=options.seed,
+            space=extractor.name,
+            features=lambda images: np.concatenate([extractor(part)[0] for part in images.split(options.batch_size)]),
+            training_features=(part.values for part in training),
+        )
+        try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.out, encode(found.grid()))
+        except OSError as error:
+            raise _not_writable(options.out, error) from None
+        log.info(f"wrote {options.out}")
+        print(json.dumps(found.as_json()) if options.json else found.describe())
+
+    only_on_main(accelerator, show)
 
 
 def table2(options: argparse.Namespace) -> None:

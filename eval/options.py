@@ -1,6 +1,7 @@
 """The options of ``python -m eval``."""
 
 import argparse
+from typing import Any
 
 from eval.extractors import EXTRACTORS
 from eval.features import BATCH
@@ -14,6 +15,7 @@ EXAMPLES = """examples:
   python -m eval score runs/x --protocol paper --extractor inception --weights FILE.pth --reference cifar10:train
   python -m eval score runs/x --follow --protocol quick --extractor inception
   python -m eval compare runs/msn_seed* --against runs/sn_seed* --protocol paper --extractor inception
+  python -m eval neighbours runs/x --extractor inception --out neighbours.png
   python -m eval images FOLDER images.zip --extractor inception-pytorch-fid --json
   python -m eval reference cifar10:train --out cifar10_train.npz
   python -m eval table2 runs/cifar10_* --out table2
@@ -72,6 +74,8 @@ def parser() -> cli.Parser:
         "--kid-size", type=cli.whole_number(2), default=1000, help="images in a subset for KID (default 1000, or all)"
     )
 
+    _add_neighbours(commands, common)
+
     reference = commands.add_parser("reference", parents=[common], help="write statistics of a set, for eval and pytorch-fid")
     reference.add_argument("spec", type=cli.path_or_name, metavar="SPEC", help="real images")
     cli.add_out(reference, "file to write", metavar="FILE.npz")
@@ -84,6 +88,15 @@ def parser() -> cli.Parser:
     return root
 
 
+def _add_neighbours(commands: Any, common: cli.Parser) -> None:
+    near = commands.add_parser("neighbours", parents=[common], help="show samples beside their nearest training images")
+    near.add_argument("run", type=cli.path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
+    cli.add_out(near, "picture to write", metavar="FILE.png")
+    near.add_argument("--count", type=cli.whole_number(1), default=16, help="number of samples (default 16)")
+    near.add_argument("--neighbours", type=cli.whole_number(1), default=5, metavar="K", help="images beside each (default 5)")
+    _add_choice_of_generator(near)
+
+
 def _add_generator_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
@@ -91,6 +104,10 @@ def _add_generator_options(parser: argparse.ArgumentParser) -> None:
         metavar="SPEC",
         help="real images, or .npz statistics (default: the run's own images)",
     )
+    _add_choice_of_generator(parser)
+
+
+def _add_choice_of_generator(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generator", choices=["ema", "raw"], help="average over training, or last weights (default: ema)")
     parser.add_argument("--checkpoint", default="newest", metavar="WHICH", help=cli.CHECKPOINT)
     parser.add_argument("--seed", type=cli.whole_number(0), default=0, help="seed of the samples (default 0)")

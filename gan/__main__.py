@@ -1,22 +1,26 @@
 """python -m gan: sample from a trained generator, export it; check images; train many, show how far they are."""
 
 import argparse
+import json
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
+from gan.config import Extractor
 from gan.data.check import add_check
 from gan.data.decoding import MAX_FILE_BYTES, decode
 from gan.inference import images as image_files
 from gan.inference import sampling
 from gan.inference.export import export as export_generator
 from gan.inference.generator import TrainedGenerator, load_generator
+from gan.inference.neighbours import PIXELS, find_neighbours, training_images
 from gan.launch.command import add_gan_sweep_options, sweep_gans
 from gan.launch.watch import show_status
 from gan.runs import checkpoints
@@ -35,6 +39,7 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out training.gif --animate
   python -m gan sample runs/digits_msngan --out kept.gif --animate checkpoints --count 16
   python -m gan sample runs/digits_msngan --out images.zip --single --count 2000
+  python -m gan sample runs/digits_msngan --out near.png --neighbours 5
   python -m gan sample runs/digits_msngan --out best.png --checkpoint best
   python -m gan sample runs/digits_msngan --out raw.png --checkpoint 500 --weights raw
   python -m gan export runs/digits_msngan --out exported
@@ -68,6 +73,13 @@ def _add_sample(commands: Any) -> None:
     frames = "a GIF over training: of the pictures that the run wrote (default), or of a grid from each kept checkpoint"
     kind.add_argument("--animate", nargs="?", const="samples", choices=["samples", "checkpoints"], help=frames)
     kind.add_argument("--single", action="store_true", help="one PNG an image, into a folder or .zip")
+    near = "each sample (of --count, default 16) in a row with its K nearest training images, and their distances as text"
+    kind.add_argument("--neighbours", type=cli.whole_number(1), metavar="K", help=near)
+    extractors = get_args(Extractor)
+    spaces = f"distances of --neighbours: {PIXELS} (default), or features of an extractor ({', '.join(extractors)})"
+    parser.add_argument("--space", choices=[PIXELS, *extractors], metavar="SPACE", help=spaces)
+    parser.add_argument("--data", type=cli.path_or_name, metavar="PATH", help="where the training images of --neighbours are now")
+    parser.add_argument("--json", action="store_true", help="print the distances of --neighbours as JSON")
 
 
 def _add_export(commands: Any) -> None:
@@ -106,8 +118,12 @@ def export(options: argparse.Namespace) -> None:
         export_generator(_generator(options), options.out, seed=options.seed or 0)
 
 
-def sample(options: argparse.Namespace) -> None:
-    """Write the pictures that ``options`` ask for."""
+def sample(options: argparse.Namespace) -> int:
+    """Write the pictures that ``options`` ask for. Return the exit code."""
+    if options.neighbours:
+        return _show_neighbours(options)
+    if options.space or options.data or options.json:
+        raise UserError("--space, --data and --json are options of --neighbours K. Add it.")
     out, count, seed = options.out, options.count or 64, options.seed or 0
     cli.refuse_existing(options)
     with _writing(out):
@@ -115,7 +131,7 @@ def sample(options: argparse.Namespace) -> None:
         if options.animate:
             _require_ending(out, ".gif", "an animation is a .gif.")
             image_files.save_animation(_frames(options, count, seed), out)
-            return
+            return 0
         if not options.single:
             _require_ending(out, ".png", "a grid is a .png. For single images add --single.")
             if count > _MAX_GRID:
@@ -128,13 +144,45 @@ def sample(options: argparse.Namespace) -> None:
             pieces = sampling.generate(network, seed=seed, count=count, latent_dim=dimension)
             with progress(count, "image") as bar:
                 image_files.save_images(_counted(pieces, bar.update), out)
-            return
+            return 0
         if options.interpolate:
             rows, columns = options.interpolate, columns or 10
             images = sampling.interpolations(network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
         else:
             images = generator.sample(count, seed)
         write_atomically(out, image_files.encode(image_files.grid(images, columns)))
+    return 0
+
+
+def _show_neighbours(options: argparse.Namespace) -> int:
+    """Write samples beside their nearest training images, and print the distances. Return the exit code."""
+    cli.refuse_existing(options)
+    _require_ending(options.out, ".png", "samples and their neighbours are a .png.")
+    count, neighbours = options.count or 16, options.neighbours
+    if options.columns:
+        raise UserError("--columns: with --neighbours a row is a sample and its neighbours. Leave it out.")
+    if count * (neighbours + 1) > _MAX_GRID:
+        raise UserError(f"--count {count} --neighbours {neighbours}: a picture shows at most {_MAX_GRID:,} images. Lower one.")
+    if options.space not in (None, PIXELS):
+        return _neighbours_by_extractor(options, count)
+    with _writing(options.out):
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        generator = _generator(options)
+        images = training_images(generator, options.data, neighbours)
+        found = find_neighbours(generator, images, count=count, neighbours=neighbours, seed=options.seed or 0)
+        write_atomically(options.out, image_files.encode(found.grid()))
+    print(json.dumps(found.as_json()) if options.json else found.describe())
+    return 0
+
+
+def _neighbours_by_extractor(options: argparse.Namespace, count: int) -> int:
+    """Run the command of eval, which has the extractors: nothing here imports it."""
+    chosen = {"--count": count, "--neighbours": options.neighbours, "--extractor": options.space, "--seed": options.seed or 0}
+    chosen |= {"--out": options.out, "--generator": options.weights, "--checkpoint": options.checkpoint}
+    chosen |= {"--device": options.device, "--data": options.data}
+    words = [str(word) for pair in chosen.items() if pair[1] is not None for word in pair]
+    flags = [f"--{name}" for name in ("json", "force") if getattr(options, name)]
+    return subprocess.run([sys.executable, "-m", "eval", "neighbours", str(options.run), *words, *flags], check=False).returncode
 
 
 def _counted(pieces: Iterator[Tensor], count: Callable[[int], object]) -> Iterator[Tensor]:
