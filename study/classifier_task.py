@@ -93,6 +93,9 @@ class ClassifierTask:
         self.network.load_state_dict(checkpoint.weights["classifier"])
         self.optimizer.load_state_dict(checkpoint.optimizers["classifier"])
 
+    def begin(self) -> None:
+        """Nothing: a classifier starts with random weights."""
+
     def snapshot(self, step: int) -> Checkpoint:
         weights, optimizers = {"classifier": self.network.state_dict()}, {"classifier": self.optimizer.state_dict()}
         return Checkpoint(step, weights, optimizers, to_yaml(self.config), self.images.fingerprint)

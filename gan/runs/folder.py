@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from gan.data.datasets import ImageDataset
-from gan.runs import checkpoints, scores
+from gan.runs import checkpoints, initial_weights, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.environment import change_of_images, environment
 from gan.runs.lock import sign, writing_to
@@ -138,10 +138,17 @@ def saved_config(kind: type[C], folder: Path) -> C | None:
     return None
 
 
-def start_folder(config: RunConfig, images: ImageDataset, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
+def start_folder(
+    config: RunConfig,
+    images: ImageDataset,
+    accelerator: Accelerator,
+    checkpoint: Checkpoint | None,
+    origin: dict[str, Any] | None,
+) -> None:
     """Sign the lock, write config.yaml, add this start to environment.json, and remove what the resumed run will write again.
 
-    This is every record after the ``checkpoint`` (None: every record), and those of its evaluation where that had not ended.
+    Written again is every record after the ``checkpoint`` (None: every record), and those of its evaluation where that had not
+    ended. ``origin`` is what a new run begins with of another one, None for nothing.
     """
     folder, step = config.folder, checkpoint.step if checkpoint else 0
     evaluated = checkpoint is not None and checkpoint.evaluated
@@ -157,5 +164,9 @@ def start_folder(config: RunConfig, images: ImageDataset, accelerator: Accelerat
         scores.forget_training_after(folder, step if evaluated else step - 1)
         truncate_metrics(folder / METRICS, step, evaluated=evaluated)
         truncate_metrics(folder / PROBES, step)
+        if checkpoint is None:
+            (folder / initial_weights.FILE).unlink(missing_ok=True)
+        if origin is not None:
+            write_atomically(folder / initial_weights.FILE, (json.dumps(origin, indent=1) + "\n").encode())
         write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())

@@ -11,6 +11,7 @@ from gan.models.build import build_discriminator, build_generator
 from gan.models.dcgan import trainable_parameters
 from gan.runs import checkpoints, scores
 from gan.runs.folder import resolve, saved_config
+from gan.runs.initial_weights import read_initial
 from gan.runs.metrics import METRICS, last_values
 from gan.utils.command_lines import command_line
 from gan.utils.settings import C, check_processes, differences, keep_resolved, to_yaml
@@ -65,6 +66,8 @@ def describe_gan(config: GanConfig, accelerator: Accelerator) -> str:
         "discriminator": f"{discriminator:,} parameters ({config.model.discriminator.describe_norms()})",
         "steps": f"{steps:,} G updates, {d_updates:,} D updates, {d_updates * config.training.batch_size:,} real images",
     }
+    if config.training.initial is not None and not checkpoints.steps(config.folder / "checkpoints"):
+        facts["starts with"] = f"weights of {read_initial(config.training.initial).folder}, as far as they fit"
     return description(config, saved, accelerator, facts)
 
 

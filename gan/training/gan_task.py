@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from gan.inference import sampling
 from gan.inference.images import encode, grid
 from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
+from gan.runs.initial_weights import describe, load_fitting, read_initial
 from gan.runs.loggers import Tracker
 from gan.runs.metrics import METRICS, last_values
 from gan.runs.scores import Score
@@ -26,7 +27,7 @@ from gan.training.gan_state import build_state, restore, snapshot
 from gan.training.gan_step import train_step
 from gan.training.loop import due, run_training
 from gan.training.memory_estimate import gan_bytes, require_memory
-from gan.utils.distributed import agree_on_errors
+from gan.utils.distributed import agree_on_errors, on_main
 from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
@@ -79,6 +80,19 @@ class GanTask:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         restore(self.state, checkpoint)
+
+    def begin(self) -> dict[str, Any] | None:
+        path, accelerator = self.config.training.initial, self.context.accelerator
+        if path is None:
+            return None
+        initial = on_main(accelerator, lambda: read_initial(path))  # other machines may not see it
+        state = self.state
+        networks = {"generator": state.generator, "discriminator": state.discriminator, "ema": state.generator_ema}
+        with agree_on_errors(accelerator):
+            record = load_fitting({name: network for name, network in networks.items() if network is not None}, initial)
+        if accelerator.is_main_process:
+            log.info(describe(record))
+        return record
 
     def snapshot(self, step: int) -> Checkpoint:
         return snapshot(self.state, step, self.config, self.images.fingerprint)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -21,7 +21,7 @@ from gan.runs.lock import lock_run
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
 from gan.training.recorder import Recorder
-from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main
+from gan.utils.distributed import StopRequest, agree_on_errors, on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.errors import UserError, first_line
 from gan.utils.progress import follow, progress
 from gan.utils.settings import C, RunConfig, check_processes
@@ -38,6 +38,12 @@ class TrainingTask(Protocol):
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Load what ``snapshot`` returned."""
+
+    def begin(self) -> dict[str, Any] | None:
+        """Load the weights of another run, where the settings name one; a new run calls it once.
+
+        Return what was loaded, None for nothing. Raises UserError where it cannot be read or does not fit.
+        """
 
     def snapshot(self, step: int) -> Checkpoint:
         """Return all that the rest of the run depends on."""
@@ -86,12 +92,10 @@ def run_training(
     Returns 0, or the number of the signal that stopped the run (after a checkpoint was saved). Raises UserError for a mistake
     in the settings, the images or the folder, TrainingDivergedError for numbers that are not finite.
     """
-    main = accelerator.is_main_process
     with ExitStack() as stack:
         # Settings, images and the run's folder, which is locked before it is read. Nothing is written yet.
         config, images = _load(config, accelerator, load_images)
-        resuming = on_main(accelerator, lambda: is_run(config.folder))
-        if resuming:
+        if resuming := on_main(accelerator, lambda: is_run(config.folder)):
             _lock(config, accelerator, stack)
         config, checkpoint = _open(config, images, accelerator)
         start, last = checkpoint.step if checkpoint else 0, total_steps(config, images)
@@ -101,17 +105,19 @@ def run_training(
 
         # Networks, optimisers and the batch stream, as the checkpoint left them.
         task = stack.enter_context(closing(make_task(config, images, accelerator)))
-        _restore(task, checkpoint, config, accelerator)
+        origin = _restore(task, checkpoint, config, accelerator)
 
         # Records. From here on the run's folder is written to.
         if not resuming:
             _lock(config, accelerator, stack)
-        on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint))
-        tracker = on_all(accelerator, lambda: stack.enter_context(Tracker(config, start)) if main else None)
+        on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint, origin))
+        tracker = only_on_main(accelerator, lambda: stack.enter_context(Tracker(config, start)))
         stop = stack.enter_context(StopRequest(accelerator))
-        bar = stack.enter_context(progress(last, "step", start=start, shown=main))
+        bar = stack.enter_context(progress(last, "step", start=start, shown=accelerator.is_main_process))
         recorder = Recorder(task, config, accelerator, tracker, stop, saved=start)
         _announce(config, images, accelerator, start, last)
+        if origin is not None:  # from here on the run does not need the other one
+            recorder.save(start, evaluated=False)
         if not evaluated and not recorder.evaluate(start):
             return recorder.stopped(start)
         on_all(accelerator, lambda: task.prepare(start, lambda: False))  # a stop comes after a step, which is saved
@@ -237,10 +243,15 @@ def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:
     return 0
 
 
-def _restore(task: TrainingTask, checkpoint: Checkpoint | None, config: RunConfig, accelerator: Accelerator) -> None:
-    """Restore ``task`` if there is a checkpoint. Its checksums are right, but whoever made the folder made them too."""
+def _restore(
+    task: TrainingTask, checkpoint: Checkpoint | None, config: RunConfig, accelerator: Accelerator
+) -> dict[str, Any] | None:
+    """Restore ``task``, or begin it where there is no checkpoint; return what it then loaded of another run.
+
+    The checksums of a checkpoint are right, but whoever made the folder made them too.
+    """
     if checkpoint is None:
-        return
+        return task.begin()
     with agree_on_errors(accelerator):
         try:
             task.restore(checkpoint)
@@ -249,6 +260,7 @@ def _restore(task: TrainingTask, checkpoint: Checkpoint | None, config: RunConfi
                 f"{config.folder}: the checkpoint of step {checkpoint.step} does not fit its config.yaml ({first_line(error)})."
                 " Restore the folder from a copy."
             ) from None
+    return None
 
 
 def _announce(config: RunConfig, images: ImageDataset, accelerator: Accelerator, start: int, last: int) -> None:

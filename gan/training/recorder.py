@@ -71,14 +71,14 @@ class Recorder:
         self.throughput.exclude(time.monotonic() - began)
         return self.evaluated
 
-    def save(self, step: int) -> None:
-        """Save a checkpoint, after the records that lead to it are on the disk."""
+    def save(self, step: int, *, evaluated: bool = True) -> None:
+        """Save a checkpoint, after the records that lead to it are on the disk. ``evaluated`` is that of Checkpoint."""
 
         def write() -> None:
             assert self.tracker is not None
             with self._disk_errors_as_user_errors():
                 self.tracker.flush()
-                snapshot = replace(self.task.snapshot(step), evaluated=self.evaluated)
+                snapshot = replace(self.task.snapshot(step), evaluated=self.evaluated and evaluated)
                 checkpoints.save(self.config.folder / "checkpoints", snapshot, keep=self.config.checkpoint.keep)
 
         on_main(self.accelerator, write)

@@ -73,6 +73,8 @@ class LightWork:
     def restore(self, checkpoint: Checkpoint) -> None:
         assert torch.equal(checkpoint.weights["generator"]["weights"], self.weights)
 
+    def begin(self) -> None: ...
+
     def snapshot(self, step: int) -> Checkpoint:
         weights = {"generator": {"weights": self.weights}}
         return Checkpoint(step, weights, {}, to_yaml(self.config), self.images.fingerprint)
