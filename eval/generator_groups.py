@@ -1,7 +1,7 @@
 """Which of two groups of trained generators is better: the command ``compare``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from eval.differences import LEVEL, Difference, differences, pooled_scores, resa
 from eval.features import Features
 from eval.measurement import Reference, Result
 from eval.protocols import Protocol
+from gan.config import GanConfig
 from gan.inference.generator import TrainedGenerator
 from gan.runs.grouping import differing_settings, group_by_seed
 from gan.utils.errors import UserError
@@ -31,7 +32,7 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
                 f"{option}: the runs stand at different steps ({', '.join(map(str, steps))}), so their difference is not one of"
                 " the seed. Give checkpoints of one step, such as RUN/checkpoints/step-00005000."
             )
-        groups = group_by_seed(group, lambda named: named[1].config, lambda named: named[0])
+        groups = group_by_seed(group, lambda named: _config_until_now(named[1]), lambda named: named[0])
         if len(groups) > 1:
             keys = sorted(differing_settings(groups[0].settings, [groups[1].settings]))
             raise UserError(
@@ -49,6 +50,14 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
             raise UserError(
                 f"the runs were trained on different images ({', '.join(differing)}), so their scores do not compare."
             )
+
+
+def _config_until_now(generator: TrainedGenerator) -> GanConfig:
+    """Return the generator's settings; the length of training counts only where the learning rate depends on it."""
+    config = generator.config
+    if config.optimizer.decay != "none":
+        return config
+    return replace(config, training=replace(config.training, steps=generator.step))
 
 
 def compare_groups(

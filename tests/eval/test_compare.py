@@ -49,6 +49,29 @@ def test_groups_of_two_seeds_get_intervals_and_a_verdict(
     assert len(text.splitlines()) == 9
 
 
+def test_checkpoints_of_one_step_are_one_group_whatever_length_their_runs_have(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless the learning rate depends on the length: then they were trained differently."""
+    scale_down(monkeypatch)
+    longer = trained / "longer_1"
+    if not longer.exists():
+        shutil.copytree(trained / "an_1", longer)
+        for config in longer.rglob("config.yaml"):
+            config.write_text(config.read_text().replace("steps: 2\n", "steps: 3\n"))
+    sides = [trained / "an_0", longer, "--against", trained / "bn_0", trained / "bn_1"]
+    assert run(*sides, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["differences"]["fid"]["seeds"] == [2, 2]
+    for config in (*longer.rglob("config.yaml"), *(trained / "an_0").rglob("config.yaml")):
+        config.write_text(config.read_text().replace("decay: none", "decay: linear"))
+    try:
+        assert run(*sides) == 2
+        assert "differ by more than the seed (training.steps)" in capsys.readouterr().err
+    finally:
+        for config in (trained / "an_0").rglob("config.yaml"):
+            config.write_text(config.read_text().replace("decay: linear", "decay: none"))
+
+
 def test_one_seed_is_no_verdict(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scale_down(monkeypatch)
     assert run(trained / "an_0", "--against", trained / "later_0") == 0
