@@ -1,16 +1,14 @@
 """Table II as Markdown, CSV and one HTML page that needs nothing beside it."""
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from eval import table2_cells
 from eval.protocols import PROTOCOLS
 from eval.table2_curves import draw_curves
 from eval.table2_data import Table
+from gan.page.rendering import render
 from gan.utils.files import write_atomically
 from gan.utils.tables import markdown_table
 
@@ -42,15 +40,9 @@ def markdown(table: Table, curves: bool = False) -> str:
 
 def page(table: Table, curves: bytes | None) -> str:
     """Return one HTML page with its pictures inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
-    return environment.get_template("table2.html").render(
+    return render(
+        "table2.html",
+        Path(__file__).parent / "templates",
         table=table,
         extractor=table.extractor["extractor"],
         overview=table2_cells.overview(table),

@@ -1,4 +1,4 @@
-"""python -m gan: sample from a trained generator, export it; check images; train many, show how far they are."""
+"""python -m gan: sample from a trained generator, export it; check images; train many, show what they do."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from gan.inference.generator import TrainedGenerator, load_generator
 from gan.inference.neighbours import PIXELS, find_neighbours, training_images
 from gan.launch.command import add_gan_sweep_options, sweep_gans
 from gan.launch.watch import show_status
+from gan.page.command import add_page_options, show_page
 from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError
@@ -47,6 +48,7 @@ EXAMPLES = """examples:
   python -m gan sweep --config digits_msngan --set optimizer.d_lr=1e-4,2e-4 loss.name=sngan,hinge --seeds 0 1 2
   python -m gan sweep --config cifar10_sngan cifar10_msngan --seeds 0 1 2 --slurm --submit
   python -m gan status runs --watch
+  python -m gan page runs/digits_msngan --out page.html
 """
 
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_sample, _add_export, add_check, _add_sweep, _add_status):
+    for add in (_add_sample, _add_export, add_check, _add_sweep, _add_status, _add_page):
         add(commands)
     options = parser.parse_args(arguments)
     return options.command(options) or 0
@@ -99,6 +101,12 @@ def _add_status(commands: Any) -> None:
     parser.set_defaults(command=show_status)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
     parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until all runs have ended")
+
+
+def _add_page(commands: Any) -> None:
+    parser = commands.add_parser("page", help="one HTML file of runs: samples over training, curves, scores, settings")
+    parser.set_defaults(command=show_page)
+    add_page_options(parser)
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, 
     config = resolve(same_settings(config), images.channels, device)
     checkpoint = checkpoints.newest(config.folder / "checkpoints", log.info)
     if checkpoint is not None and not config.data.accept_changes:
-        starts = _starts(config.folder)
+        starts = read_starts(config.folder)
         accepted = [start for start in starts if "accepted_changes" in start]  # maybe since the checkpoint was saved
         known = accepted[-1].get("data") if accepted else checkpoint.data
         if change := change_of_images(images, str(known), starts[-1] if starts else {}):
@@ -88,7 +88,7 @@ def open_run(config: C, images: ImageDataset, device: torch.device) -> tuple[C, 
     return set_value(config, "data.accept_changes", value=False), checkpoint  # it holds for this start
 
 
-def _starts(folder: Path) -> list[dict[str, Any]]:
+def read_starts(folder: Path) -> list[dict[str, Any]]:
     """Return the entries of environment.json, the oldest first. Raises UserError for a damaged file."""
     record = folder / "environment.json"
     try:
@@ -153,7 +153,7 @@ def start_folder(
     folder, step = config.folder, checkpoint.step if checkpoint else 0
     evaluated = checkpoint is not None and checkpoint.evaluated
     record = folder / "environment.json"
-    starts = _starts(folder)
+    starts = read_starts(folder)
     starts.append(environment(config, images, accelerator, step, starts[-1] if starts else {}))
     with writing_to(folder):
         sign(folder)

@@ -13,11 +13,11 @@ from gan.runs.metrics import METRICS, last_values
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import MAX_JSON, is_number, parse_json, read_file, read_records
 from gan.utils.settings import MAX_BYTES
-from gan.utils.yaml_settings import read_sections
+from gan.utils.yaml_settings import read_settings
 
 WARM_UP = 200  # updates before which equal samples are no sign of collapse: an untrained generator's are nearly equal
 _FAILURES = {DIVERGED: "reason", "failed.json": "error"}  # files of a diverged run, with the entry that tells why
-Sections = Mapping[str, Mapping[str, str]]  # settings as text, by section and name
+Settings = Mapping[str, str]  # as text, by dotted key
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,18 @@ def read_status(folder: Path, total: int | None = None) -> RunStatus:
 
     Raises UserError where there is no run or its files are damaged.
     """
-    if not is_run(folder):
-        raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that contains runs.")
-    config = folder / "config.yaml"
+    settings, config = read_run_settings(folder), folder / "config.yaml"
     try:
-        settings = read_sections(read_file(config, MAX_BYTES).decode())
         batch = _number(settings, "training.batch_size") * _number(settings, "training.d_steps", "1")
         total = total or _total_steps(settings, folder)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{config}: damaged ({str(error).rstrip('.')}). Restore it from a copy.") from None
     record = last_values(folder / METRICS, "images_per_second", "seconds")
     losses = {key: value for key, value in record.items() if key in ("d_loss", "g_loss", "loss") and is_number(value)}
     newest = checkpoints.steps(folder / "checkpoints")
     number = newest[-1].name.removeprefix("step-") if newest else "0"
     saved = int(number) if number.isdecimal() else 0
-    classifier = "probes" in settings
+    classifier = is_classifier(settings)
     return RunStatus(
         folder=folder,
         step=max(saved, int(record.get("step", 0))),
@@ -86,6 +83,17 @@ def read_status(folder: Path, total: int | None = None) -> RunStatus:
     )
 
 
+def read_run_settings(folder: Path) -> Settings:
+    """Return the settings of the run in ``folder``, of any kind. Raises UserError where there is none or they are damaged."""
+    if not is_run(folder):
+        raise UserError(f"{folder}: not a run (no config.yaml in it). Expected a run's folder, or one that contains runs.")
+    config = folder / "config.yaml"
+    try:
+        return read_settings(read_file(config, MAX_BYTES).decode())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: damaged ({str(error).rstrip('.')}). Restore it from a copy.") from None
+
+
 def find_runs(given: Path) -> list[Path]:
     """Return ``given`` where it is a run, else the runs in it. Raises UserError where there are none."""
     found = [given] if is_run(given) else sorted(path for path in given.glob("*") if is_run(path))
@@ -94,19 +102,18 @@ def find_runs(given: Path) -> list[Path]:
     return found
 
 
-def _number(settings: Sections, key: str, default: str | None = None) -> float:
+def _number(settings: Settings, key: str, default: str | None = None) -> float:
     """Return a setting that must be a positive number. Raises ValueError for anything else."""
-    section, name = key.split(".")
-    text = settings.get(section, {}).get(name, default)
+    text = settings.get(key, default)
     number = float(text) if text is not None else math.nan
     if not 0 < number < math.inf:
         raise ValueError(f"{key}={text}")
     return number
 
 
-def _total_steps(settings: Sections, folder: Path) -> int | None:
+def _total_steps(settings: Settings, folder: Path) -> int | None:
     """Return the steps of a GAN; of a classifier, the batches in its epochs, once it has recorded its number of images."""
-    if "epochs" not in settings.get("training", {}):
+    if "training.epochs" not in settings:
         return int(_number(settings, "training.steps"))
     try:
         data = str(parse_json(read_file(folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
@@ -141,14 +148,14 @@ def _accuracies(folder: Path) -> str:
     return f"test accuracy {tests[-1]['test_accuracy']:.2%}, best {best['test_accuracy']:.2%} at step {best['step']}"
 
 
-def _warnings(folder: Path, settings: Sections, record: Mapping[str, Any]) -> list[str]:
+def _warnings(folder: Path, settings: Settings, record: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the training: the reason for which it diverged, D at chance, a collapsed generator."""
     found = [reason] if (reason := _failure(folder)) else []
-    chance, steps = _limit(settings, "chance_steps"), record.get("d_chance_steps", 0)
+    chance, steps = health_limit(settings, "chance_steps"), record.get("d_chance_steps", 0)
     if is_number(steps) and 0 < chance <= steps:
         found.append(f"D at chance for {steps:g} steps")
     spread = last_values(folder / METRICS, "samples_spread")
-    if spread and spread["samples_spread"] < _limit(settings, "min_spread") and spread["step"] >= WARM_UP:
+    if spread and spread["samples_spread"] < health_limit(settings, "min_spread") and spread["step"] >= WARM_UP:
         found.append(f"samples collapsed at step {spread['step']} (spread {spread['samples_spread']:.1%} of real images)")
     return found
 
@@ -165,9 +172,14 @@ def _failure(folder: Path) -> str:
     return ""
 
 
-def _limit(settings: Sections, name: str) -> float:
+def health_limit(settings: Settings, name: str) -> float:
     """Return a limit of the section health; 0, which means none, where it is missing or no number."""
     try:
-        return float(settings.get("health", {}).get(name, "0"))
+        return float(settings.get(f"health.{name}", "0"))
     except ValueError:
         return 0.0
+
+
+def is_classifier(settings: Settings) -> bool:
+    """Return whether the run with these settings trains a classifier, not a GAN."""
+    return any(key.startswith("probes.") for key in settings)

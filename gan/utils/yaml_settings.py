@@ -71,19 +71,29 @@ def update_from_pair(settings: T, pair: str) -> T:
     return changed
 
 
-def read_sections(text: str) -> dict[str, dict[str, str]]:
-    """Return the scalar settings in each section of YAML ``text``, as written, of any kind of run: nothing is checked.
+def read_settings(text: str) -> dict[str, str]:
+    """Return the settings in YAML ``text`` by dotted key, as written, of any kind of run: nothing is checked.
 
-    Raises ValueError for text that is not plain YAML of sections.
+    Raises ValueError for text that is not plain YAML of settings.
     """
     root = _parse(text)
     if not isinstance(root, MappingNode):
         raise ValueError("not a configuration.")
-    sections = {key: node for key, node in _entries(root) if isinstance(node, MappingNode)}
-    return {
-        key: {name: inner.value for name, inner in _entries(node) if isinstance(inner, ScalarNode)}
-        for key, node in sections.items()
-    }
+    return dict(_texts(root, ""))
+
+
+def _texts(mapping: MappingNode, prefix: str) -> Iterator[tuple[str, str]]:
+    for key, node in _entries(mapping):
+        if isinstance(node, MappingNode):
+            yield from _texts(node, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _text(node)
+
+
+def _text(node: Node) -> str:
+    if isinstance(node, SequenceNode):
+        return f"[{', '.join(map(_text, node.value))}]"
+    return node.value if isinstance(node, ScalarNode) else "{...}"
 
 
 def _parse(text: str) -> Node | None:
