@@ -69,7 +69,7 @@ def _page(runs: Sequence[RunRecord], most: int) -> str:
         pictures=[read_pictures(run.grids, steps) for run in runs],
         grids_note=_note(runs, steps),
         neighbours=_neighbours(runs),
-        score_curves=draw(score_panels(runs), labels, "s"),
+        score_curves={name: draw(panels, labels, f"s{n}-") for n, (name, panels) in enumerate(score_panels(runs).items())},
         training_curves=draw(training_panels(runs), labels, "t"),
         probe_curves=draw(probe_panels(runs), labels, "p"),
         tables=_tables(runs),

@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -15,10 +16,10 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from gan.page.panels import Panel, Points
 
-_SIZE = (4.4, 2.5)  # inches
+_WIDTH, _HEIGHT = 316, 180  # points
 _POINTS = 400  # of a line at most
 _INK = "#010203"  # replaced by the colour of the page's text
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.15,
     **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "grid.color"], _INK),
@@ -32,9 +33,11 @@ class Drawing:
     panel: Panel
     description: str  # what a reader hears who does not see it
     svg: Markup
-    left: float  # where step 0 is, in units of the drawing
-    width: float  # from there to step ``last``
-    last: int
+    last: int  # step at the right end
+    left: float  # of the place of the curves, from step 0, in units of the drawing
+    width: float
+    top: float
+    bottom: float
 
 
 def run_colours(count: int) -> list[str]:
@@ -53,7 +56,7 @@ def draw(panels: Sequence[Panel], labels: Sequence[str], prefix: str) -> list[Dr
 def _draw(panel: Panel, labels: Sequence[str], colours: Sequence[str], prefix: str) -> Drawing:
     last = max(1, *(max(line.points) for line in panel.lines), *(step for _, step in panel.events))
     with rc_context(_STYLE):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72), layout="constrained")
         axes = figure.subplots()
         for line in panel.lines:
             steps, values = _thinned(line.points)
@@ -67,9 +70,16 @@ def _draw(panel: Panel, labels: Sequence[str], colours: Sequence[str], prefix: s
         _set_ticks(axes, panel.logarithmic)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    place, width = axes.get_position(), _SIZE[0] * 72
+    left, bottom, width, height = axes.get_position().bounds  # parts of the drawing, from below
     return Drawing(
-        panel, _description(panel, labels), _inline(text.getvalue(), prefix), place.x0 * width, place.width * width, last
+        panel=panel,
+        description=_description(panel, labels),
+        svg=_inline(text.getvalue(), prefix),
+        last=last,
+        left=left * _WIDTH,
+        width=width * _WIDTH,
+        top=(1 - bottom - height) * _HEIGHT,
+        bottom=(1 - bottom) * _HEIGHT,
     )
 
 
@@ -111,9 +121,9 @@ def _inline(svg: str, prefix: str) -> Markup:
     inside = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inside = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", inside, flags=re.DOTALL)  # the style is one of the whole page
     inside = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", inside).replace(_INK, "currentColor")
-    return Markup(inside)  # noqa: S704 (it holds numbers and no text of a run)
+    return Markup(inside)  # it holds numbers and no text of a run
 
 
 def view_box() -> str:
     """Return the units of all drawings."""
-    return f"0 0 {_SIZE[0] * 72:g} {_SIZE[1] * 72:g}"
+    return f"0 0 {_WIDTH} {_HEIGHT}"

@@ -89,33 +89,35 @@ def _of_keys(title: str, note: str, columns: Sequence[list[Record]], keys: Itera
     return Panel(title, note, lines, logarithmic)
 
 
-def score_panels(runs: Sequence[RunRecord]) -> list[Panel]:
-    """Return the panels of scores.jsonl: one for each quantity under each protocol, so that only comparable scores meet."""
-    panels = []
+def score_panels(runs: Sequence[RunRecord]) -> dict[str, list[Panel]]:
+    """Return the panels of scores.jsonl by how the scores were made, so that only comparable ones meet in a panel."""
+    groups: dict[str, list[Panel]] = {}
     for series in dict.fromkeys(record["series"] for run in runs for record in run.scores):
         columns = [[record for record in run.scores if record["series"] == series] for run in runs]
         newest = [record for records in columns for record in records][-1]
-        floor = newest["floor"]
-        for title, note, finds in _SCORES:
-            lines = []
-            for index, records in enumerate(columns):
-                for number, find in enumerate(finds):
-                    values = {record["step"]: _found(find, record["scores"]) for record in records}
-                    points = {step: value for step, value in values.items() if value is not None}
-                    lines += [Line(index, bool(number), points)] if points else []
-            real = None if floor is None or len(finds) > 1 else _found(finds[0], floor)
-            if lines:
-                panels.append(Panel(title, f"{note}; {_conditions(newest, real)}", lines, floor=real))
-    return panels
+        panels = [_of_scores(title, note, columns, finds, newest["floor"]) for title, note, finds in _SCORES]
+        groups.setdefault(_conditions(newest), []).extend(panel for panel in panels if panel.lines)
+    return groups
 
 
-def _conditions(record: Record, real: float | None) -> str:
-    """Return how a score was made, and the floor ``real``."""
+def _of_scores(title: str, note: str, columns: Sequence[list[Record]], finds: Sequence[Find], floor: Record | None) -> Panel:
+    lines = []
+    for index, records in enumerate(columns):
+        for number, find in enumerate(finds):
+            values = {record["step"]: _found(find, record["scores"]) for record in records}
+            points = {step: value for step, value in values.items() if value is not None}
+            lines += [Line(index, bool(number), points)] if points else []
+    real = None if floor is None or len(finds) > 1 else _found(finds[0], floor)
+    return Panel(title, note if real is None else f"{note}; dotted: real images, {real:.4g}", lines, floor=real)
+
+
+def _conditions(record: Record) -> str:
+    """Return how a score and its floor were made."""
     made_with, floor = record["provenance"], record["floor"]
-    text = f"{made_with['extractor']['extractor']}, protocol {record['protocol']}, {made_with['weights']} weights"
-    if real is None:
+    text = f"By {made_with['extractor']['extractor']} under the protocol {record['protocol']}, {made_with['weights']} weights."
+    if floor is None:
         return text
-    return f"{text}; dotted: real images, {real:.4g} ({floor['runs']} x {floor['samples']:,} against {floor['reference']:,})"
+    return f"{text} Real images: {floor['source']}, {floor['runs']} x {floor['samples']:,} against {floor['reference']:,}."
 
 
 def _found(find: Find, scores: Record) -> float | None:

@@ -27,7 +27,7 @@ class Picture:
 
 
 def choose_steps(runs: Sequence[dict[int, Path]], most: int) -> list[int]:
-    """Return at most ``most`` of the steps at which any of ``runs`` has a picture: evenly spaced, the first and the last among them."""
+    """Return at most ``most`` of the steps at which any of ``runs`` has a picture: the first, the last, evenly spaced ones."""
     steps = sorted({step for run in runs for step in run})
     if len(steps) <= most:
         return steps

@@ -16,7 +16,8 @@ from gan.utils.safe_reading import is_number, is_whole, read_records
 Record = dict[str, Any]
 NEIGHBOURS = "neighbours.png"  # in a run's folder, where ``sample --neighbours`` was told to write it there
 _ENVIRONMENT = (
-    "time", "step", "python", "versions", "git_commit", "device", "processor", "threads", "processes", "precision", "data", "command"
+    "time", "step", "python", "versions", "git_commit", "device", "processor", "threads", "processes", "precision", "data",
+    "command",
 )  # fmt: skip
 
 
@@ -111,14 +112,14 @@ def _events(metrics: Sequence[Record], settings: Settings, status: RunStatus) ->
     at_chance = collapsed = False
     for record in metrics:
         step, steps, spread = record["step"], record.get("d_chance_steps"), record.get("samples_spread")
-        if is_number(steps):
-            if 0 < chance <= steps and not at_chance:
+        if steps is not None and is_number(steps):
+            before, at_chance = at_chance, 0 < chance <= steps
+            if at_chance and not before:
                 yield Event(step, f"D at chance for {steps:g} steps")
-            at_chance = 0 < chance <= steps
-        if is_number(spread):
-            if spread < least and step >= WARM_UP and not collapsed:
+        if spread is not None and is_number(spread):
+            before, collapsed = collapsed, spread < least and step >= WARM_UP
+            if collapsed and not before:
                 yield Event(step, f"samples collapsed (spread {spread:.1%} of real images)")
-            collapsed = spread < least and step >= WARM_UP
     if status.diverged:
         yield Event(status.step, status.warnings[0])
 
