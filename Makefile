@@ -20,6 +20,8 @@ WEIGHTS ?=
 RUNS ?= runs
 OUT ?= table2
 FLOOR ?= cifar10:test
+# The file of make page.
+PAGE ?= page.html
 # As many of the GPUs as divide the batch of 64.
 GPUS = $(shell $(RUN)/python -c 'import torch; print(max(n for n in (1, 2, 4, 8, 16) if n <= max(1, torch.cuda.device_count())))')
 LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num_processes $(GPUS) --num_machines 1 \
@@ -30,7 +32,7 @@ LAUNCH = $(if $(filter-out 1,$(GPUS)),$(RUN)/accelerate launch --multi_gpu --num
 JOBS ?= 2
 TEST = $(RUN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
-.PHONY: help setup train test test-fast faults table2 docs lint format hooks clean
+.PHONY: help setup train test test-fast faults table2 page docs lint format hooks clean
 
 help:
 	@echo "make train      set up, train a configuration (scikit-learn's digits), score it and show where everything is:"
@@ -41,6 +43,7 @@ help:
 	@echo "make table2     train, score and report Table II:"
 	@echo "                [SEEDS=\"0 1 2\"] [STEPS=N] [TABLE2=\"CONFIGURATION ...\"] [SETTINGS=\"key=value ...\"]"
 	@echo "                [PROTOCOLS=\"paper ...\"] [EXTRACTOR=NAME] [WEIGHTS=FILE] [FLOOR=SPEC] [RUNS=FOLDER] [OUT=FOLDER]"
+	@echo "make page       write one HTML file of runs: [RUNS=\"FOLDER ...\"] [PAGE=FILE]"
 	@echo "make docs       build the documentation site into build/site, and check its links"
 	@echo "make lint       style (ruff) and types (mypy)"
 	@echo "make format     rewrite the code in the project's style"
@@ -61,7 +64,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 train: setup
-	$(RUN)/python train.py --config $(CONFIG) $(SETTINGS)
+	$(RUN)/python train.py --page --config $(CONFIG) $(SETTINGS)
 
 test: setup
 	$(TEST)
@@ -83,6 +86,9 @@ table2: setup
 			$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(FLOOR),--floor $(FLOOR)); \
 	done; done; \
 	$(RUN)/python -m eval table2 $$runs --extractor $(EXTRACTOR) --out $(OUT)
+
+page: setup
+	$(RUN)/python -m gan page $(RUNS) --out $(PAGE) --force
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet

@@ -30,17 +30,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and where it would write; change nothing")
     parser.add_argument("--device", type=cli.device, help="such as cpu or cuda:0 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
+    parser.add_argument("--page", action="store_true", help="at the end, write page.html into the run's folder (see gan page)")
     options = parser.parse_intermixed_args(arguments)
     config = _load(cli.find_config(options.config), options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.
     from eval.scoring import open_training_scorer
+    from gan.page.command import write_page
     from gan.runs.summary import describe_gan, summarize_gan
     from gan.training.command import run_command
     from gan.training.gan_task import train
 
     train_and_score = partial(train, open_scorer=open_training_scorer)
-    return run_command(config, describe_gan, train_and_score, summarize_gan, dry_run=options.dry_run, device=options.device)
+
+
+    def summarize(config: GanConfig) -> str:
+        page = config.folder / "page.html"
+        if options.page:
+            write_page([config.folder], page)
+        return summarize_gan(config, {"page": str(page)} if options.page else {})
+
+    return run_command(config, describe_gan, train_and_score, summarize, dry_run=options.dry_run, device=options.device)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> GanConfig:

@@ -134,7 +134,7 @@ def test_make_help_lists_every_target_and_variable_of_the_makefile() -> None:
 )
 def test_make_train_takes_a_configuration_and_settings(words: list[str], arguments: str) -> None:
     (command,) = (line for line in make("--dry-run", "train", *words).splitlines() if "train.py" in line)
-    assert command.rstrip() == f".venv/bin/python train.py {arguments}"
+    assert command.rstrip() == f".venv/bin/python train.py --page {arguments}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

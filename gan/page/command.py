@@ -46,7 +46,7 @@ def show_page(options: argparse.Namespace) -> int:
 
 def write_page(folders: Sequence[Path], out: Path, grids: int = GRIDS) -> None:
     """Write the page of the runs in ``folders``, with samples at ``grids`` steps at most. Raises UserError as their reader."""
-    content = _page(read_run_records(folders), grids).encode()
+    content = _page(read_run_records(folders), grids).encode(errors="backslashreplace")  # a file's name may be no text
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     log.info(f"wrote {out} ({len(content) / 1e6:.1f} MB)")

@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 316, 180  # points
 _POINTS = 400  # of a line at most
 _INK = "#010203"  # replaced by the colour of the page's text
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.grid": True,
+    "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.2, "lines.markersize": 2.5, "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.15,
     **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "grid.color"], _INK),
 }  # fmt: skip
@@ -60,14 +60,15 @@ def _draw(panel: Panel, labels: Sequence[str], colours: Sequence[str], prefix: s
         axes = figure.subplots()
         for line in panel.lines:
             steps, values = _thinned(line.points)
-            marker = "." if len(steps) < 40 else ""
-            axes.plot(steps, values, "--" if line.dashed else "-", marker=marker, color=colours[line.run])
+            marker, style = "o" if len(steps) < 40 else "", "--" if line.dashed else "-"
+            axes.plot(steps, values, style, marker=marker, color=colours[line.run], clip_on=False)
         if panel.floor is not None:
             axes.axhline(panel.floor, color=_INK, linestyle=":", alpha=0.6)
         for run, step in panel.events:
             axes.axvline(step, color=colours[run], linewidth=3, alpha=0.35)
         axes.set_xlim(0, last)
-        _set_ticks(axes, panel.logarithmic)
+        sizes = [value for line in panel.lines for value in line.points.values() if value > 0]
+        _set_ticks(axes, panel.logarithmic and max(sizes, default=1) > 100 * min(sizes, default=1))
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     left, bottom, width, height = axes.get_position().bounds  # parts of the drawing, from below

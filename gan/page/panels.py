@@ -1,7 +1,7 @@
 """The curves of the page: which numbers of the runs stand in one panel."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gan.page.records import Record, RunRecord
@@ -29,7 +29,7 @@ class Panel:
     lines: list[Line]
     logarithmic: bool = False
     floor: float | None = None  # the score of real images
-    events: list[tuple[int, int]] = field(default_factory=list)  # index of a run and step of a health warning
+    events: Sequence[tuple[int, int]] = ()  # index of a run and step of a health warning
 
 
 # Title, note, keys of metrics.jsonl (solid, dashed), whether the axis is logarithmic.
@@ -64,8 +64,9 @@ def training_panels(runs: Sequence[RunRecord]) -> list[Panel]:
     """Return the panels of metrics.jsonl; health warnings are marked in the first."""
     columns = [run.metrics for run in runs]
     panels = [panel for title, note, keys, log in _TRAINING if (panel := _of_keys(title, note, columns, keys, log)).lines]
-    for panel in panels[:1]:
-        panel.events.extend((index, event.step) for index, run in enumerate(runs) for event in run.events)
+    events = [(index, event.step) for index, run in enumerate(runs) for event in run.events]
+    if events and panels:
+        panels[0] = replace(panels[0], note=f"{panels[0].note}; bars: health warnings", events=events)
     return panels
 
 

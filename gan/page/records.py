@@ -121,7 +121,7 @@ def _events(metrics: Sequence[Record], settings: Settings, status: RunStatus) ->
             if collapsed and not before:
                 yield Event(step, f"samples collapsed (spread {spread:.1%} of real images)")
     if status.diverged:
-        yield Event(status.step, status.warnings[0])
+        yield Event(status.step, next(iter(status.warnings), "diverged"))
 
 
 def shared_and_different(columns: Sequence[dict[str, str]]) -> tuple[list[list[str]], list[list[str]]]:

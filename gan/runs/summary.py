@@ -71,12 +71,12 @@ def describe_gan(config: GanConfig, accelerator: Accelerator) -> str:
     return description(config, saved, accelerator, facts)
 
 
-def summarize_gan(config: GanConfig) -> str:
-    """Return where everything of a finished run is, its last losses and scores, and the command to type next."""
+def summarize_gan(config: GanConfig, more: Mapping[str, str]) -> str:
+    """Return where everything of a finished run is, its last losses and scores, ``more`` facts, and the command to type next."""
     folder = config.folder
     last = last_values(folder / METRICS, "d_loss", "g_loss")
     losses = f" (step {last['step']}: D loss {last['d_loss']:.3f}, G loss {last['g_loss']:.3f})" if last else ""
-    facts = {"pictures": f"{folder / 'samples'}", "metrics": f"{folder / METRICS}{losses}", **_scores(folder)}
+    facts = {"pictures": f"{folder / 'samples'}", "metrics": f"{folder / METRICS}{losses}", **_scores(folder), **more}
     return summary(folder, facts, command_line("gan", "sample", folder, "--out", "grid.png", "--count", 64, "--seed", 0))
 
 

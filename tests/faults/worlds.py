@@ -114,6 +114,10 @@ def _study(world: World, epochs: int) -> Outcome:
     return called(studies.main, ["train", "--config", str(DIGITS), *TINY_STUDY, *world.settings(*more)])
 
 
+def _page(world: World) -> Outcome:
+    return called(tools.main, ["page", str(world.run), "--out", str(world.out / "page.html"), "--force"])
+
+
 GAN: dict[str, Callable[[World], Outcome]] = {
     "train": lambda world: _gan(world, 4),
     "train on": lambda world: _gan(world, 5),
@@ -122,12 +126,14 @@ GAN: dict[str, Callable[[World], Outcome]] = {
     "export": lambda world: called(tools.main, ["export", str(world.run), "--out", str(world.out / "exported")]),
     "score": _score,
     "status": lambda world: called(tools.main, ["status", str(world.run)]),
+    "page": _page,
     "table2": lambda world: called(evaluation.main, ["table2", str(world.run), "--out", str(world.out)]),
 }
 STUDY: dict[str, Callable[[World], Outcome]] = {
     "train": lambda world: _study(world, 2),
     "train on": lambda world: _study(world, 3),
     "status": lambda world: called(tools.main, ["status", str(world.run)]),
+    "page": _page,
     "tables": lambda world: called(studies.main, ["tables", str(world.run), "--out", str(world.out)]),
     "figures": lambda world: called(studies.main, ["figures", str(world.run), "--out", str(world.out)]),
 }
