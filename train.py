@@ -43,7 +43,6 @@ def main(arguments: Sequence[str]) -> int:
 
     train_and_score = partial(train, open_scorer=open_training_scorer)
 
-
     def summarize(config: GanConfig) -> str:
         page = config.folder / "page.html"
         if options.page:

@@ -1,6 +1,7 @@
 """A headless Chromium that tests drive over a pipe by the DevTools protocol: real keys, real layout, its console."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -97,10 +98,15 @@ def browser(profile: Path) -> Iterator[Page]:
         pytest.skip("no Chromium here (Debian's package chromium)")
     from_us, to_browser = os.pipe()
     from_browser, to_us = os.pipe()
-    # The browser reads from file 3 and writes to file 4.
-    shell = ["sh", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "sh"]
-    words = [*shell, program, *FLAGS, f"--user-data-dir={profile}"]
-    process = subprocess.Popen(words, pass_fds=(from_us, to_us), stderr=subprocess.DEVNULL)
+
+    def connect() -> None:
+        """The browser reads from file 3 and writes to file 4."""
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (from_us, to_us)]  # one may be 3 or 4 itself
+        for number, end in enumerate(ends, 3):
+            os.dup2(end, number)
+
+    words = [program, *FLAGS, f"--user-data-dir={profile}"]
+    process = subprocess.Popen(words, preexec_fn=connect, pass_fds=(3, 4), stderr=subprocess.DEVNULL)
     os.close(from_us)
     os.close(to_us)
     try:

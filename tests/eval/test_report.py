@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from eval.table2_report import markdown, write_report
 from gan.config import load_config
 from gan.runs import scores
 from gan.utils import cli
+from tests.browser import browser
 from tests.small import PAPER, QUICK
 
 Make = Callable[..., Path]
@@ -279,31 +279,12 @@ def test_the_page_needs_nothing_beside_it(make: Make, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_browser_shows_the_page(make: Make, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here (Debian's package chromium)")
     assert table2(make("a", *SN), make("b", *MSN), "--out", tmp_path / "t") == 0
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2400",
-    ]  # fmt: skip
-    # The script counts what the browser has laid out: pictures that decoded, and rows of tables.
-    probe = (
-        "<script>addEventListener('load',()=>{const i=[...document.images];document.title="
-        "`${i.filter(x=>x.naturalWidth>0).length} of ${i.length} pictures, `"
-        "+`${document.querySelectorAll('tbody tr').length} rows, "
-        "${document.documentElement.scrollWidth<=innerWidth?'fits':'overflows'}`})</script>"
-    )
-    page = (tmp_path / "t" / "table2.html").read_text()
-    (tmp_path / "t" / "probe.html").write_text(page.replace("</body>", probe + "</body>"))
-    shown = subprocess.run(
-        [browser, *flags, "--dump-dom", f"file://{tmp_path}/t/probe.html"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    ).stdout
-    title = re.search(r"<title>(.*?)</title>", shown)
-    assert title
-    pictures = page.count("<img")
-    assert title.group(1) == f"{pictures} of {pictures} pictures, 9 rows, fits"
+    with browser(tmp_path / "profile") as shown:
+        for width in (380, 1200):
+            shown.open(tmp_path / "t" / "table2.html", width)
+            assert shown.run("document.documentElement.scrollWidth") == width
+            sizes = shown.run("[...document.images].map(image => image.naturalWidth)")
+            assert len(sizes) >= 4 and all(sizes)
+            assert shown.run("document.querySelectorAll('tbody tr').length") == 9
+        assert shown.complaints == []
