@@ -31,7 +31,7 @@ def page(*words: object) -> int:
 
 @pytest.fixture
 def make(finished_run: Path, tmp_path: Path) -> Change:
-    """A copy of the finished run with more ``lines`` of metrics, a ``change`` of settings (old, new) and ``grids`` at more steps."""
+    """A copy of the finished run with more ``lines`` of metrics, a ``change`` of settings (old, new), ``grids`` at more steps."""
 
     def copy(name: str, lines: list[str] | None = None, change: tuple[str, str] = ("", ""), grids: tuple[int, ...] = ()) -> Path:
         folder = Path(shutil.copytree(finished_run, tmp_path / "runs" / name))
