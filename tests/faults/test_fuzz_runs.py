@@ -56,7 +56,9 @@ def hold_to(world: World, name: str, damage: list[Damage]) -> int:
         (record,) = (json.loads(line) for line in outcome.out.splitlines())
         weights = world.whole[f"checkpoints/step-{record['step']:08d}/ema.safetensors"]
         assert record["provenance"]["generated"]["generator_sha256"] == hashlib.sha256(weights).hexdigest()
-    elif world.intact(before, "scores.jsonl", "config.yaml", "metrics.jsonl", "probes.jsonl", "environment.json", "samples/"):
+    elif name != "page" and world.intact(
+        before, "scores.jsonl", "config.yaml", "metrics.jsonl", "probes.jsonl", "environment.json", "samples/"
+    ):  # a page tells the time
         assert out == calm_out
     return 0
 
