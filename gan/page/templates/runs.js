@@ -9,11 +9,11 @@ if (slider) {
     const step = steps[slider.value];
     output.value = say(step);
     slider.setAttribute("aria-valuetext", say(step));
-    for (const run of document.querySelectorAll(".samples .run:has(.at)")) {
-      const images = [...run.querySelectorAll("img")];
+    for (const label of document.querySelectorAll(".at")) {
+      const images = [...label.closest("figure").querySelectorAll("img")];
       const shown = images.findLast((image) => image.dataset.step <= step);
       for (const image of images) image.hidden = image !== shown;
-      run.querySelector(".at").textContent = shown ? say(Number(shown.dataset.step)) : "no picture yet";
+      label.textContent = shown ? say(Number(shown.dataset.step)) : "no picture yet";
     }
     for (const line of document.querySelectorAll(".now")) {
       const { left, width, last } = line.dataset, at = Number(left) + Number(width) * Math.min(1, step / last);
