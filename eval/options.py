@@ -34,9 +34,7 @@ def parser() -> cli.Parser:
     size_help = "scale and crop all images to this width and height in pixels"
 
     score = commands.add_parser("score", parents=[common], help="score runs or checkpoints under named protocols")
-    score.add_argument(
-        "runs", type=cli.path, nargs="+", metavar="RUN", help="a run's folder, one of its checkpoints, or an export"
-    )
+    score.add_argument("runs", type=cli.path, nargs="+", metavar="RUN", help=cli.RUN)
     purposes = "; ".join(f"{name}: {protocol.purpose}" for name, protocol in PROTOCOLS.items())
     score.add_argument("--protocol", nargs="+", required=True, choices=list(PROTOCOLS), help=purposes)
     score.add_argument(
@@ -90,7 +88,7 @@ def parser() -> cli.Parser:
 
 def _add_neighbours(commands: Any, common: cli.Parser) -> None:
     near = commands.add_parser("neighbours", parents=[common], help="show samples beside their nearest training images")
-    near.add_argument("run", type=cli.path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
+    near.add_argument("run", type=cli.path, metavar="RUN", help=cli.RUN)
     cli.add_out(near, "picture to write", metavar="FILE.png")
     near.add_argument("--count", type=cli.whole_number(1), default=16, help="number of samples (default 16)")
     near.add_argument("--neighbours", type=cli.whole_number(1), default=5, metavar="K", help="images beside each (default 5)")

@@ -24,8 +24,8 @@ from eval.protocols import PROTOCOLS, Protocol
 from eval.references import open_reference, real_images_for, reference_name
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset
-from gan.inference.generator import TrainedGenerator
-from gan.runs import checkpoints, scores
+from gan.inference.generator import TrainedGenerator, scores_folder
+from gan.runs import scores
 from gan.runs.scores import Record, Score
 from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
@@ -193,14 +193,6 @@ def score_generator(
     if accelerator.is_main_process and cache.folder.exists():
         cache.remove()
     return [records[protocol.name] for protocol in protocols if protocol.name in records]
-
-
-def scores_folder(generator: TrainedGenerator) -> Path:
-    """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export."""
-    parent = generator.folder.parent
-    if parent.name in ("checkpoints", checkpoints.MILESTONES) and (parent.parent / "config.yaml").exists():
-        return parent.parent
-    return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
 
 
 class TrainingScorer:

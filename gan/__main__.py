@@ -67,6 +67,7 @@ def _add_sample(commands: Any) -> None:
     parser = commands.add_parser("sample", help="a grid, an interpolation, an animation or single images")
     parser.set_defaults(command=sample)
     _add_common_options(parser)
+    cli.add_out(parser, "what to write")
     parser.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
     parser.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
     kind = parser.add_mutually_exclusive_group()
@@ -88,6 +89,13 @@ def _add_export(commands: Any) -> None:
     parser = commands.add_parser("export", help="the generator alone: safetensors, configuration, model card")
     parser.set_defaults(command=export)
     _add_common_options(parser)
+    cli.add_out(parser, "folder to write")
+    _add_content_options(parser)
+
+
+def _add_content_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--onnx", action="store_true", help="add generator.onnx, for programs without torch (extra: onnx)")
+    parser.add_argument("--license", metavar="ID", help="for the model card, such as mit or cc-by-4.0")
 
 
 def _add_sweep(commands: Any) -> None:
@@ -110,8 +118,7 @@ def _add_page(commands: Any) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=cli.path, metavar="RUN", help="a run's folder, one of its checkpoints, or an export")
-    cli.add_out(parser, "what to write")
+    parser.add_argument("run", type=cli.path, metavar="RUN", help=cli.RUN)
     parser.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
     weights = "averaged over training, or as trained (default: ema where kept)"
     parser.add_argument("--weights", choices=["ema", "raw"], help=weights)
@@ -123,7 +130,8 @@ def export(options: argparse.Namespace) -> None:
     """Write the generator of ``options.run`` as a folder of its own."""
     cli.refuse_existing(options)
     with _writing(options.out):
-        export_generator(_generator(options), options.out, seed=options.seed or 0)
+        generator, seed = _generator(options), options.seed or 0
+        export_generator(generator, options.out, seed=seed, onnx=options.onnx, license=options.license)
 
 
 def sample(options: argparse.Namespace) -> int:

@@ -1,52 +1,78 @@
-"""Export a trained generator: weights, configuration and a model card."""
+"""Export a trained generator: weights, configuration, a model card and, on request, an ONNX file."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from gan.inference.generator import WEIGHT_FILES, TrainedGenerator
+import torch
+
+from gan.inference.card import check_license, model_card
+from gan.inference.generator import WEIGHT_FILES, TrainedGenerator, scores_folder
 from gan.inference.images import encode, grid
-from gan.runs import checkpoints
+from gan.models.norms import shared_spectral_weights
+from gan.runs import checkpoints, scores
+from gan.utils.errors import UserError
 from gan.utils.files import new_folder, write_synced
 
+ONNX_FILE = "generator.onnx"
 
-def export(generator: TrainedGenerator, out: Path, *, seed: int = 0) -> None:
+
+def export(
+    generator: TrainedGenerator,
+    out: Path,
+    *,
+    seed: int = 0,
+    onnx: bool = False,
+    license: str | None = None,
+) -> None:
     """Write a folder that ``load_generator`` reads: weights as safetensors, configuration, and a model card with a grid.
 
-    A kill leaves the whole folder or none.
+    ``onnx`` adds generator.onnx, see ``to_onnx``. ``license`` is an identifier for the card, such as mit. A kill leaves the
+    whole folder or none.
 
-    Raises UserError when ``out`` exists and is not empty.
+    Raises UserError when ``out`` exists and is not empty, for a ``license`` that is no identifier, and as ``to_onnx``.
     """
+    check_license(license)
+    converted = to_onnx(generator) if onnx else b""
+    config = (generator.folder / "config.yaml").read_text()
     with new_folder(out) as folder:
-        checkpoints.write_weights(
-            folder,
-            generator.step,
-            {WEIGHT_FILES[generator.weights]: generator.network.state_dict()},
-            (generator.folder / "config.yaml").read_text(),
-        )
+        weights = {WEIGHT_FILES[generator.weights]: generator.network.state_dict()}
+        checkpoints.write_weights(folder, generator.step, weights, config)
         write_synced(folder / "grid.png", encode(grid(generator.sample(64, seed))))
-        write_synced(folder / "README.md", _card(generator, seed).encode())
+        card = model_card(generator, _own_scores(generator), address="FOLDER", seed=seed, license=license, onnx=onnx)
+        write_synced(folder / "README.md", card.encode())
+        if onnx:
+            write_synced(folder / ONNX_FILE, converted)
 
 
-def _card(generator: TrainedGenerator, seed: int) -> str:
-    config = generator.config
-    data, model = config.data, config.model
-    return f"""# {config.run.name}
+def to_onnx(generator: TrainedGenerator) -> bytes:
+    """Return the generator as an ONNX model: z (N, latent_dim) float32 to images (N, C, S, S) float32 in [-1, 1], for any N.
 
-![64 samples of seed {seed}, not selected](grid.png)
+    The norms are constants in it. Raises UserError where the extra "onnx" is not installed.
+    """
+    if find_spec("onnxscript") is None:
+        raise UserError("--onnx: onnxscript is not installed. pip install 'msngan[onnx]', or leave --onnx out.")
+    network = generator.network
+    z = torch.zeros(2, generator.config.model.latent_dim, device=next(network.parameters()).device)  # 1 would be a constant
+    with shared_spectral_weights(network):
+        program = torch.onnx.export(
+            network,
+            (z,),
+            dynamo=True,
+            dynamic_shapes={"z": {0: "batch"}},
+            input_names=["z"],
+            output_names=["images"],
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # stack traces, with the paths of this machine's files
+    return bytes(model.SerializeToString())
 
-A DCGAN generator trained with msngan: {generator.step:,} generator updates,
-{generator.weights} weights. The picture shows the first 64 samples of seed {seed}; none was chosen.
 
-| | |
-|---|---|
-| images | {data.channels} x {data.image_size} x {data.image_size}, trained on {data.name} ({data.split}) |
-| generator | {model.generator.channels} channels, norm {model.generator.describe_norms()}, z of {model.latent_dim} |
-| discriminator | {model.discriminator.channels} channels, norm {model.discriminator.describe_norms()} |
-| loss | {config.loss.name}, {config.training.d_steps} D updates per G update, batch {config.training.batch_size} |
-| seed | {config.seed} |
-
-    from gan import load_generator
-    images = load_generator("FOLDER").sample(64, seed=0)  # uint8, (64, {data.channels}, {data.image_size}, {data.image_size})
-
-All settings are in config.yaml. The weights are in safetensors and hold no code. This card was written by the program:
-it states no score, no licence and no fitness for a use; the training images' own terms apply.
-"""
+def _own_scores(generator: TrainedGenerator) -> list[scores.Record]:
+    """Return the newest score of each kind that was made of exactly these weights."""
+    checksum = checkpoints.checksum(WEIGHT_FILES[generator.weights], generator.network.state_dict())
+    own = (r for r in scores.read(scores_folder(generator)) if r["provenance"]["generated"].get("generator_sha256") == checksum)
+    return list({record["series"]: record for record in own}.values())

@@ -83,6 +83,14 @@ def load_generator(
     return generator
 
 
+def scores_folder(generator: TrainedGenerator) -> Path:
+    """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export."""
+    parent = generator.folder.parent
+    if parent.name in ("checkpoints", checkpoints.MILESTONES) and (parent.parent / "config.yaml").exists():
+        return parent.parent
+    return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
+
+
 def _score(run: Path, step: int) -> str:
     """Return ", " and the score that training gave to ``step``; "" where there is none."""
     own = [record for record in scores.read(run) if record["source"] == "training" and record["step"] == step]
