@@ -186,6 +186,7 @@ def score_generator(
         for protocol in missing:
             record = scorer.score(features, protocol, generator.config, generator.step, "command")
             if record is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 scores.append(folder, record)
                 records[protocol.name] = record
     # Also where no score was missing: an earlier command may have been killed before this line.

@@ -17,7 +17,8 @@ date::
         network(images).mean().backward()
         optimizer.step()
 
-A trained generator is loaded from a run, a checkpoint or an export: ``load_generator("runs/x").sample(64, seed=0)``.
+A trained generator is loaded from a run, a checkpoint, an export or hf://OWNER/NAME:
+``load_generator("runs/x").sample(64, seed=0)``.
 """
 
 from importlib import import_module

@@ -1,10 +1,11 @@
-"""python -m gan: sample from a trained generator, export it; check images; train many, show what they do."""
+"""python -m gan: sample from a trained generator, export and publish it; check images; train many, show what they do."""
 
 import argparse
 import json
 import logging
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from torch import Tensor
 from gan.config import Extractor
 from gan.data.check import add_check
 from gan.data.decoding import MAX_FILE_BYTES, decode
+from gan.inference import hub, sampling
 from gan.inference import images as image_files
-from gan.inference import sampling
+from gan.inference.export import FILES
 from gan.inference.export import export as export_generator
 from gan.inference.generator import TrainedGenerator, load_generator
 from gan.inference.neighbours import PIXELS, find_neighbours, training_images
@@ -30,6 +32,7 @@ from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.progress import progress
 from gan.utils.safe_reading import read_file
+from gan.utils.tables import aligned_table
 
 log = logging.getLogger(__name__)
 _MAX_GRID = 10_000  # images in one picture
@@ -43,7 +46,9 @@ EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out near.png --neighbours 5
   python -m gan sample runs/digits_msngan --out best.png --checkpoint best
   python -m gan sample runs/digits_msngan --out raw.png --checkpoint 500 --weights raw
+  python -m gan sample hf://OWNER/NAME --out grid.png
   python -m gan export runs/digits_msngan --out exported
+  python -m gan push runs/digits_msngan OWNER/NAME --license cc-by-4.0
   python -m gan check PATH_TO_IMAGES
   python -m gan sweep --config digits_msngan --set optimizer.d_lr=1e-4,2e-4 loss.name=sngan,hinge --seeds 0 1 2
   python -m gan sweep --config cifar10_sngan cifar10_msngan --seeds 0 1 2 --slurm --submit
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_sample, _add_export, add_check, _add_sweep, _add_status, _add_page):
+    for add in (_add_sample, _add_export, _add_push, add_check, _add_sweep, _add_status, _add_page):
         add(commands)
     options = parser.parse_args(arguments)
     return options.command(options) or 0
@@ -91,6 +96,16 @@ def _add_export(commands: Any) -> None:
     _add_common_options(parser)
     cli.add_out(parser, "folder to write")
     _add_content_options(parser)
+
+
+def _add_push(commands: Any) -> None:
+    parser = commands.add_parser("push", help="send an export to the Hugging Face Hub; without --yes, only show it")
+    parser.set_defaults(command=push)
+    _add_common_options(parser)
+    parser.add_argument("name", metavar="OWNER/NAME", help="repository on the hub, which is made where there is none")
+    _add_content_options(parser)
+    parser.add_argument("--public", action="store_true", help="let everybody see a repository that is made (default: private)")
+    parser.add_argument("--yes", action="store_true", help="send it (default: a dry run, which sends nothing)")
 
 
 def _add_content_options(parser: argparse.ArgumentParser) -> None:
@@ -130,8 +145,31 @@ def export(options: argparse.Namespace) -> None:
     """Write the generator of ``options.run`` as a folder of its own."""
     cli.refuse_existing(options)
     with _writing(options.out):
-        generator, seed = _generator(options), options.seed or 0
-        export_generator(generator, options.out, seed=seed, onnx=options.onnx, license=options.license)
+        _export(options, options.out)
+
+
+def push(options: argparse.Namespace) -> None:
+    """Send an export of ``options.run`` to the hub, or show what would be sent."""
+    name = hub.check_name(options.name)
+    if options.yes:
+        hub.check_token()
+    with tempfile.TemporaryDirectory(prefix="msngan-") as folder:
+        exported = Path(folder) / "export"
+        _export(options, exported, hub_name=name)
+        sizes = {file.name: file.stat().st_size for file in sorted(exported.iterdir())}
+        print(aligned_table(("bytes", "file"), [(f"{size:>13,}", file) for file, size in sizes.items()]))
+        if options.yes:
+            print(f"sent to {hub.push(exported, name, public=options.public, replaced=FILES)}")
+            return
+    if not options.license:
+        log.info("The model card names no licence. Add --license ID.")
+    kind = "public" if options.public else "private"
+    print(f"Nothing was sent. Add --yes to send these files to {name}, a {kind} repository where there is none yet.")
+
+
+def _export(options: argparse.Namespace, out: Path, hub_name: str | None = None) -> None:
+    content = {"onnx": options.onnx, "license": options.license, "hub_name": hub_name}
+    export_generator(_generator(options), out, seed=options.seed or 0, **content)
 
 
 def sample(options: argparse.Namespace) -> int:

@@ -12,8 +12,11 @@ from gan.models.norms import shared_spectral_weights
 from gan.runs import checkpoints, scores
 from gan.utils.errors import UserError
 from gan.utils.files import new_folder, write_synced
+from gan.utils.setting_fields import walk
+from gan.utils.settings import set_value, to_yaml
 
 ONNX_FILE = "generator.onnx"
+FILES = (*(f"{name}.safetensors" for name in WEIGHT_FILES.values()), ONNX_FILE)  # those that not every export has
 
 
 def export(
@@ -23,22 +26,25 @@ def export(
     seed: int = 0,
     onnx: bool = False,
     license: str | None = None,
+    hub_name: str | None = None,
 ) -> None:
     """Write a folder that ``load_generator`` reads: weights as safetensors, configuration, and a model card with a grid.
 
-    ``onnx`` adds generator.onnx, see ``to_onnx``. ``license`` is an identifier for the card, such as mit. A kill leaves the
-    whole folder or none.
+    ``onnx`` adds generator.onnx, see ``to_onnx``. ``license`` is an identifier for the card, such as mit. With ``hub_name``,
+    OWNER/NAME, the card loads the generator from the hub, and the configuration names no folder of this machine. A kill leaves
+    the whole folder or none.
 
     Raises UserError when ``out`` exists and is not empty, for a ``license`` that is no identifier, and as ``to_onnx``.
     """
     check_license(license)
     converted = to_onnx(generator) if onnx else b""
-    config = (generator.folder / "config.yaml").read_text()
+    config = (generator.folder / "config.yaml").read_text() if hub_name is None else _without_folders(generator)
+    address = "FOLDER" if hub_name is None else f"hf://{hub_name}"
     with new_folder(out) as folder:
         weights = {WEIGHT_FILES[generator.weights]: generator.network.state_dict()}
         checkpoints.write_weights(folder, generator.step, weights, config)
         write_synced(folder / "grid.png", encode(grid(generator.sample(64, seed))))
-        card = model_card(generator, _own_scores(generator), address="FOLDER", seed=seed, license=license, onnx=onnx)
+        card = model_card(generator, _own_scores(generator), address=address, seed=seed, license=license, onnx=onnx)
         write_synced(folder / "README.md", card.encode())
         if onnx:
             write_synced(folder / ONNX_FILE, converted)
@@ -69,6 +75,15 @@ def to_onnx(generator: TrainedGenerator) -> bytes:
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces, with the paths of this machine's files
     return bytes(model.SerializeToString())
+
+
+def _without_folders(generator: TrainedGenerator) -> str:
+    """Return the configuration as YAML, in which the last part of each path stands for it."""
+    config = set_value(generator.config, "run.dir", "runs")
+    for key, about, value in walk(config):
+        if about.path and value:
+            config = set_value(config, key, Path(value).name)
+    return to_yaml(config)
 
 
 def _own_scores(generator: TrainedGenerator) -> list[scores.Record]:

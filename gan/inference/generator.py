@@ -1,4 +1,4 @@
-"""Load a trained generator from a run, a checkpoint or an export, and sample from it."""
+"""Load a trained generator from a run, a checkpoint, an export or the Hugging Face Hub, and sample from it."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from gan.config import GanConfig, load_config
-from gan.inference import sampling
+from gan.inference import hub, sampling
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
-from gan.utils.files import expand_home
+from gan.utils.files import cache_root, expand_home
 from gan.utils.settings import set_value
 
 log = logging.getLogger(__name__)
 
 Weights = Literal["ema", "raw"]
 WEIGHT_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
+# What is read of an export, and all that is downloaded of a repository.
+_FILES = [checkpoints.MANIFEST, checkpoints.SEAL, "config.yaml", *(f"{name}.safetensors" for name in WEIGHT_FILES.values())]
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,15 +70,19 @@ def load_generator(
     device: str | torch.device = "cpu",
     checkpoint: str | int = "newest",
 ) -> TrainedGenerator:
-    """Load the generator of a run, of one of its checkpoints, or of an export, and log which it is.
+    """Load the generator of a run, of one of its checkpoints, of an export, or of hf://OWNER/NAME, and log which it is.
+
+    An address on the Hugging Face Hub may end in @REVISION, a branch, tag or commit. Only safetensors and the configuration are
+    downloaded, into the hub's cache, which is also used where there is no network.
 
     ``weights`` is ``ema`` (the average over training) or ``raw``; None takes the average where there is one. ``checkpoint`` of
     a run is ``newest`` (that is whole), ``best`` (by the scores made while training) or the number of a step.
 
     Raises UserError when there is no usable generator, and for a device that this machine does not have.
     """
-    path = Path(expand_home(str(path)))
-    generator = _find(path, weights, usable_device(device), str(checkpoint))
+    usable, path = usable_device(device), Path(expand_home(str(path)))
+    folder = hub.download(path, _FILES) if hub.is_address(path) else path
+    generator = _find(folder, weights, usable, str(checkpoint))
     if generator.folder != path:  # it was chosen here
         score = _score(path, generator.step) if checkpoint == "best" else ""
         log.info(f"{generator.folder}: step {generator.step:,}, {generator.weights} weights{score}")
@@ -84,8 +90,15 @@ def load_generator(
 
 
 def scores_folder(generator: TrainedGenerator) -> Path:
-    """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export."""
+    """Return the folder for a generator's scores.jsonl: that of its run, or its own where it is an export.
+
+    That of a download is in our cache: it may not be there yet. Raises UserError where there is no cache.
+    """
     parent = generator.folder.parent
+    if hub.is_cached(generator.folder):
+        if (root := cache_root()) is None:
+            raise UserError(f"{generator.folder}: no folder to keep its scores in. Set MSNGAN_CACHE.")
+        return root / "hub" / parent.parent.name / generator.folder.name
     if parent.name in ("checkpoints", checkpoints.MILESTONES) and (parent.parent / "config.yaml").exists():
         return parent.parent
     return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder

@@ -21,7 +21,7 @@ from gan.utils.memory import keep_large_blocks
 from gan.utils.progress import show_messages
 from gan.utils.safe_reading import printable
 
-RUN = "a run's folder, one of its checkpoints, or an export"  # help of RUN
+RUN = "a run's folder, one of its checkpoints, an export, or hf://OWNER/NAME"  # help of RUN
 CHECKPOINT = "of a run: newest (default), best, or the step of one that it keeps"  # help of --checkpoint
 
 # Disk and permission errors, which the user can repair, wherever they occur.
