@@ -85,6 +85,7 @@ class WorkerPool(Generic[T]):
             self._assign()
             if self._next not in self._sizes:
                 return None
+            self._check(0.0)  # a worker may have been killed while the others kept up
             wanted = [(self._next, piece) for piece in range(self._sizes[self._next])]
             before = time.monotonic()
             while not all(key in self._done for key in wanted):

@@ -156,6 +156,20 @@ def _runs(number: int) -> bool:
         return False
 
 
+def test_a_killed_worker_is_noticed_while_the_other_keeps_up() -> None:
+    pool = WorkerPool(square, ([index] for index in count()), 2)
+    try:
+        assert pool.next() == [0]
+        time.sleep(0.5)  # every batch ahead is done: nobody will wait for the killed worker
+        os.kill(pool._workers[0].process.pid or 0, signal.SIGKILL)
+        pool._workers[0].process.join(10)
+        time.sleep(0.5)
+        with pytest.raises(UserError, match="ended by SIGKILL"):
+            pool.next()
+    finally:
+        pool.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["stopped", "killed", "stopped and SIGTERM"])
 def test_a_streamed_run_without_a_worker_ends_with_its_steps_saved(
