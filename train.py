@@ -3,13 +3,17 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gan.config import GanConfig, load_config
 from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.settings import loads, refuse_other_program
+from study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 DEFAULT = cli.find_config("digits_msngan")
 EXAMPLES = """examples:
@@ -35,21 +39,26 @@ def main(arguments: Sequence[str]) -> int:
     config = _load(cli.find_config(options.config), options.overrides)
 
     # These import torch, which takes seconds: not for a mistyped setting.
-    from eval.scoring import open_training_scorer
-    from gan.page.command import write_page
     from gan.runs.summary import describe_gan, summarize_gan
     from gan.training.command import run_command
-    from gan.training.gan_task import train
-
-    train_and_score = partial(train, open_scorer=open_training_scorer)
 
     def summarize(config: GanConfig) -> str:
         page = config.folder / "page.html"
         if options.page:
+            from gan.page.command import write_page  # imports what a dry run needs not
+
             write_page([config.folder], page)
         return summarize_gan(config, {"page": str(page)} if options.page else {})
 
-    return run_command(config, describe_gan, train_and_score, summarize, dry_run=options.dry_run, device=options.device)
+    return run_command(config, describe_gan, _train, summarize, dry_run=options.dry_run, device=options.device)
+
+
+def _train(config: GanConfig, accelerator: "Accelerator") -> int:
+    # These import scipy besides, which takes another second: not for a dry run.
+    from eval.scoring import open_training_scorer
+    from gan.training.gan_task import train
+
+    return train(config, accelerator, open_scorer=open_training_scorer)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> GanConfig:
@@ -57,8 +66,6 @@ def _load(path: Path, overrides: Sequence[str]) -> GanConfig:
         return load_config(path, overrides)
     except UserError:
         if not loads(GanConfig, path):
-            from study.config import StudyConfig  # imports torch, which takes seconds
-
             refuse_other_program(path, StudyConfig, "python -m study train")
         raise
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from eval.extractors import Extractor, Floats
 from eval.feature_cache import FeatureCache, Part
+from eval.options import BATCH
 from gan.utils.distributed import make_accelerator, on_all, on_main, only_on_main
 from gan.utils.progress import progress
 
-BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
 PART = 16 * BATCH  # images in one cached part: the most that an interruption loses
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from eval.features import Features
 from eval.metrics import (
-    SEED,
     Floats,
     copying_statistic,
     density_coverage,
@@ -20,7 +19,7 @@ from eval.metrics import (
     kid,
     precision_recall,
 )
-from eval.protocols import NEIGHBOURHOOD, Protocol
+from eval.protocols import NEIGHBOURHOOD, SEED, Protocol
 from eval.statistics import Accumulator, GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils.errors import UserError
 

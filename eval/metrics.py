@@ -9,11 +9,11 @@ import scipy.stats
 import torch
 from numpy.typing import NDArray
 
+from eval.protocols import SEED
 from eval.statistics import Accumulator, GaussianStats
 from gan.utils.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
-SEED = 2020  # torch-fidelity's, so that the same features in the same order give its numbers
 
 
 def _check(name: str, values: Floats, minimum: int) -> None:

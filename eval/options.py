@@ -1,13 +1,14 @@
 """The options of ``python -m eval``."""
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
-from eval.extractors import EXTRACTORS
-from eval.features import BATCH
 from eval.protocols import PROTOCOLS
+from gan.config import Extractor
 from gan.utils import cli
 
+BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
+EXTRACTORS = get_args(Extractor)
 DESCRIPTION = "Score runs, compare two sets of images, write statistics of real images, report the paper's Table II."
 EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
@@ -82,7 +83,7 @@ def parser() -> cli.Parser:
     table = commands.add_parser("table2", help="report the paper's Table II from scored runs, as Markdown, CSV and HTML")
     table.add_argument("runs", type=cli.path, nargs="+", metavar="RUN", help="a run's folder")
     table.add_argument("--out", type=cli.path, required=True, metavar="FOLDER", help="folder to write into")
-    table.add_argument("--extractor", choices=list(EXTRACTORS), help="extractor of the scores, where runs have several")
+    table.add_argument("--extractor", choices=EXTRACTORS, help="extractor of the scores, where runs have several")
     return root
 
 
@@ -113,7 +114,7 @@ def _add_choice_of_generator(parser: argparse.ArgumentParser) -> None:
 
 def _common_options() -> cli.Parser:
     common = cli.Parser(add_help=False)
-    common.add_argument("--extractor", choices=list(EXTRACTORS), default="inception", help="network (default inception)")
+    common.add_argument("--extractor", choices=EXTRACTORS, default="inception", help="network (default inception)")
     common.add_argument(
         "--extractor-weights", type=cli.path, metavar="FILE", help="the extractor's weights (default: the published ones)"
     )
@@ -132,7 +133,7 @@ def _common_options() -> cli.Parser:
     common.add_argument("--json", action="store_true", help="print all scores with their protocol as JSON")
     common.add_argument(
         "--made-by",
-        choices=list(EXTRACTORS),
+        choices=EXTRACTORS,
         help="extractor of a statistics file that does not name it (pytorch-fid's, clean-fid's, TTUR's)",
     )
     return common

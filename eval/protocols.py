@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from eval.metrics import SEED
-
+SEED = 2020  # torch-fidelity's, so that the same features in the same order give its numbers
 NEIGHBOURHOOD = 10_000  # limit on images of each kind for precision and recall, whose cost grows with the square
 
 

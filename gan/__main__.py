@@ -1,41 +1,15 @@
 """python -m gan: sample from a trained generator, export and publish it; check images; train many, show what they do."""
 
 import argparse
-import json
-import logging
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
 
-import numpy as np
-from torch import Tensor
-
-from gan.config import Extractor
-from gan.data.check import add_check
-from gan.data.decoding import MAX_FILE_BYTES, decode
-from gan.inference import hub, sampling
-from gan.inference import images as image_files
-from gan.inference.export import FILES
-from gan.inference.export import export as export_generator
-from gan.inference.generator import TrainedGenerator, load_generator
-from gan.inference.neighbours import PIXELS, find_neighbours, training_images
-from gan.launch.command import add_gan_sweep_options, sweep_gans
-from gan.launch.watch import show_status
-from gan.page.command import add_page_options, show_page
-from gan.runs import checkpoints
+from gan.inference.options import add_export_options, add_push_options, add_sample_options
+from gan.launch.options import add_gan_sweep_options
+from gan.page.options import add_page_options
 from gan.utils import cli
-from gan.utils.errors import UserError
-from gan.utils.files import write_atomically
-from gan.utils.progress import progress
-from gan.utils.safe_reading import read_file
-from gan.utils.tables import aligned_table
-
-log = logging.getLogger(__name__)
-_MAX_GRID = 10_000  # images in one picture
 
 EXAMPLES = """examples:
   python -m gan sample runs/digits_msngan --out grid.png --count 64 --seed 0
@@ -55,240 +29,47 @@ EXAMPLES = """examples:
   python -m gan status runs --watch
   python -m gan page runs/digits_msngan --out page.html
 """
+# The module with the function of each command. It is imported when the command is run: most import torch, which takes seconds.
+_MODULES = {
+    "sample": "gan.inference.command",
+    "export": "gan.inference.command",
+    "push": "gan.inference.command",
+    "check": "gan.data.check",
+    "sweep": "gan.launch.command",
+    "status": "gan.launch.watch",
+    "page": "gan.page.command",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python -m gan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_sample, _add_export, _add_push, add_check, _add_sweep, _add_status, _add_page):
-        add(commands)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_sample_options(commands.add_parser("sample", help="a grid, an interpolation, an animation or single images"))
+    add_export_options(commands.add_parser("export", help="the generator alone: safetensors, configuration, model card"))
+    add_push_options(commands.add_parser("push", help="send an export to the Hugging Face Hub; without --yes, only show it"))
+    _add_check_options(
+        commands.add_parser("check", help="decode all images of a folder or zip, and name those that cannot be read")
+    )
+    add_gan_sweep_options(
+        commands.add_parser("sweep", help="train every combination of configurations, values of settings and seeds")
+    )
+    _add_status_options(commands.add_parser("status", help="progress, rate, time left, losses, scores and health of runs"))
+    add_page_options(commands.add_parser("page", help="one HTML file of runs: samples over training, curves, scores, settings"))
     options = parser.parse_args(arguments)
-    return options.command(options) or 0
+    run = getattr(import_module(_MODULES[options.command]), options.command)
+    return run(options) or 0
 
 
-def _add_sample(commands: Any) -> None:
-    parser = commands.add_parser("sample", help="a grid, an interpolation, an animation or single images")
-    parser.set_defaults(command=sample)
-    _add_common_options(parser)
-    cli.add_out(parser, "what to write")
-    parser.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
-    parser.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
-    kind = parser.add_mutually_exclusive_group()
-    walks = "spherical walks between two samples each, 10 images a row"
-    kind.add_argument("--interpolate", type=cli.whole_number(1), metavar="ROWS", help=walks)
-    frames = "a GIF over training: of the pictures that the run wrote (default), or of a grid from each kept checkpoint"
-    kind.add_argument("--animate", nargs="?", const="samples", choices=["samples", "checkpoints"], help=frames)
-    kind.add_argument("--single", action="store_true", help="one PNG an image, into a folder or .zip")
-    near = "each sample (of --count, default 16) in a row with its K nearest training images, and their distances as text"
-    kind.add_argument("--neighbours", type=cli.whole_number(1), metavar="K", help=near)
-    extractors = get_args(Extractor)
-    spaces = f"distances of --neighbours: {PIXELS} (default), or features of an extractor ({', '.join(extractors)})"
-    parser.add_argument("--space", choices=[PIXELS, *extractors], metavar="SPACE", help=spaces)
-    parser.add_argument("--data", type=cli.path_or_name, metavar="PATH", help="where the training images of --neighbours are now")
-    parser.add_argument("--json", action="store_true", help="print the distances of --neighbours as JSON")
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="FOLDER_OR_ZIP")
+    parser.add_argument("--workers", type=cli.whole_number(0), help="processes that decode (default: one a core)")
 
 
-def _add_export(commands: Any) -> None:
-    parser = commands.add_parser("export", help="the generator alone: safetensors, configuration, model card")
-    parser.set_defaults(command=export)
-    _add_common_options(parser)
-    cli.add_out(parser, "folder to write")
-    _add_content_options(parser)
-
-
-def _add_push(commands: Any) -> None:
-    parser = commands.add_parser("push", help="send an export to the Hugging Face Hub; without --yes, only show it")
-    parser.set_defaults(command=push)
-    _add_common_options(parser)
-    parser.add_argument("name", metavar="OWNER/NAME", help="repository on the hub, which is made where there is none")
-    _add_content_options(parser)
-    parser.add_argument("--public", action="store_true", help="let everybody see a repository that is made (default: private)")
-    parser.add_argument("--yes", action="store_true", help="send it (default: a dry run, which sends nothing)")
-
-
-def _add_content_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--onnx", action="store_true", help="add generator.onnx, for programs without torch (extra: onnx)")
-    parser.add_argument("--license", metavar="ID", help="for the model card, such as mit or cc-by-4.0")
-
-
-def _add_sweep(commands: Any) -> None:
-    parser = commands.add_parser("sweep", help="train every combination of configurations, values of settings and seeds")
-    parser.set_defaults(command=sweep_gans)
-    add_gan_sweep_options(parser)
-
-
-def _add_status(commands: Any) -> None:
-    parser = commands.add_parser("status", help="progress, rate, time left, losses, scores and health of runs")
-    parser.set_defaults(command=show_status)
+def _add_status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
     parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until all runs have ended")
-
-
-def _add_page(commands: Any) -> None:
-    parser = commands.add_parser("page", help="one HTML file of runs: samples over training, curves, scores, settings")
-    parser.set_defaults(command=show_page)
-    add_page_options(parser)
-
-
-def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=cli.path, metavar="RUN", help=cli.RUN)
-    parser.add_argument("--seed", type=cli.whole_number(0), help="of the noise (default 0)")
-    weights = "averaged over training, or as trained (default: ema where kept)"
-    parser.add_argument("--weights", choices=["ema", "raw"], help=weights)
-    parser.add_argument("--device", type=cli.device, default="cpu", help="such as cpu or cuda:0 (default cpu)")
-    parser.add_argument("--checkpoint", default="newest", metavar="WHICH", help=cli.CHECKPOINT)
-
-
-def export(options: argparse.Namespace) -> None:
-    """Write the generator of ``options.run`` as a folder of its own."""
-    cli.refuse_existing(options)
-    with _writing(options.out):
-        _export(options, options.out)
-
-
-def push(options: argparse.Namespace) -> None:
-    """Send an export of ``options.run`` to the hub, or show what would be sent."""
-    name = hub.check_name(options.name)
-    if options.yes:
-        hub.check_token()
-    with tempfile.TemporaryDirectory(prefix="msngan-") as folder:
-        exported = Path(folder) / "export"
-        _export(options, exported, hub_name=name)
-        sizes = {file.name: file.stat().st_size for file in sorted(exported.iterdir())}
-        print(aligned_table(("bytes", "file"), [(f"{size:>13,}", file) for file, size in sizes.items()]))
-        if options.yes:
-            print(f"sent to {hub.push(exported, name, public=options.public, replaced=FILES)}")
-            return
-    if not options.license:
-        log.info("The model card names no licence. Add --license ID.")
-    kind = "public" if options.public else "private"
-    print(f"Nothing was sent. Add --yes to send these files to {name}, a {kind} repository where there is none yet.")
-
-
-def _export(options: argparse.Namespace, out: Path, hub_name: str | None = None) -> None:
-    content = {"onnx": options.onnx, "license": options.license, "hub_name": hub_name}
-    export_generator(_generator(options), out, seed=options.seed or 0, **content)
-
-
-def sample(options: argparse.Namespace) -> int:
-    """Write the pictures that ``options`` ask for. Return the exit code."""
-    if options.neighbours:
-        return _show_neighbours(options)
-    if options.space or options.data or options.json:
-        raise UserError("--space, --data and --json are options of --neighbours K. Add it.")
-    out, count, seed = options.out, options.count or 64, options.seed or 0
-    cli.refuse_existing(options)
-    with _writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if options.animate:
-            _require_ending(out, ".gif", "an animation is a .gif.")
-            image_files.save_animation(_frames(options, count, seed), out)
-            return 0
-        if not options.single:
-            _require_ending(out, ".png", "a grid is a .png. For single images add --single.")
-            if count > _MAX_GRID:
-                raise UserError(
-                    f"--count {count}: a grid shows at most {_MAX_GRID:,} images. Add --single, and --out FOLDER or .zip."
-                )
-        generator, columns = _generator(options), options.columns
-        network, dimension = generator.network, generator.config.model.latent_dim
-        if options.single:
-            pieces = sampling.generate(network, seed=seed, count=count, latent_dim=dimension)
-            with progress(count, "image") as bar:
-                image_files.save_images(_counted(pieces, bar.update), out)
-            return 0
-        if options.interpolate:
-            rows, columns = options.interpolate, columns or 10
-            images = sampling.interpolations(network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
-        else:
-            images = generator.sample(count, seed)
-        write_atomically(out, image_files.encode(image_files.grid(images, columns)))
-    return 0
-
-
-def _show_neighbours(options: argparse.Namespace) -> int:
-    """Write samples beside their nearest training images, and print the distances. Return the exit code."""
-    cli.refuse_existing(options)
-    _require_ending(options.out, ".png", "samples and their neighbours are a .png.")
-    count, neighbours = options.count or 16, options.neighbours
-    if options.columns:
-        raise UserError("--columns: with --neighbours a row is a sample and its neighbours. Leave it out.")
-    if count * (neighbours + 1) > _MAX_GRID:
-        raise UserError(f"--count {count} --neighbours {neighbours}: a picture shows at most {_MAX_GRID:,} images. Lower one.")
-    if options.space not in (None, PIXELS):
-        return _neighbours_by_extractor(options, count)
-    with _writing(options.out):
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        generator = _generator(options)
-        images = training_images(generator, options.data, neighbours)
-        found = find_neighbours(generator, images, count=count, neighbours=neighbours, seed=options.seed or 0)
-        write_atomically(options.out, image_files.encode(found.grid()))
-    print(json.dumps(found.as_json()) if options.json else found.describe())
-    return 0
-
-
-def _neighbours_by_extractor(options: argparse.Namespace, count: int) -> int:
-    """Run the command of eval, which has the extractors: nothing here imports it."""
-    chosen = {"--count": count, "--neighbours": options.neighbours, "--extractor": options.space, "--seed": options.seed or 0}
-    chosen |= {"--out": options.out, "--generator": options.weights, "--checkpoint": options.checkpoint}
-    chosen |= {"--device": options.device, "--data": options.data}
-    words = [str(word) for pair in chosen.items() if pair[1] is not None for word in pair]
-    flags = [f"--{name}" for name in ("json", "force") if getattr(options, name)]
-    return subprocess.run([sys.executable, "-m", "eval", "neighbours", str(options.run), *words, *flags], check=False).returncode
-
-
-def _counted(pieces: Iterator[Tensor], count: Callable[[int], object]) -> Iterator[Tensor]:
-    """Yield ``pieces``, and pass the number of images in each to ``count`` once it has been used."""
-    for piece in pieces:
-        yield piece
-        count(len(piece))
-
-
-def _require_ending(out: Path, ending: str, expected: str) -> None:
-    if out.suffix.lower() != ending:
-        raise UserError(f"--out {out}: {expected}")
-
-
-def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_files.Pixels]:
-    """Return the frames of an animation over a run's training: the pictures that it wrote, or a grid from each checkpoint."""
-    if options.animate == "samples":
-        if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
-            raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
-        frames = [_frame(path) for path in sorted((options.run / "samples").glob("step-*.png"))]
-        setting = "samples.every"
-    else:
-        generators = (
-            load_generator(folder, options.weights, options.device) for folder in checkpoints.steps(options.run / "checkpoints")
-        )
-        frames = [image_files.grid(generator.sample(count, seed), options.columns) for generator in generators]
-        setting = "checkpoint.every and checkpoint.keep"
-    if len(frames) < 2:
-        where = options.run / options.animate
-        raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
-    return frames
-
-
-def _frame(path: Path) -> image_files.Pixels:
-    try:
-        return np.array(decode(read_file(path, MAX_FILE_BYTES), str(path)))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-
-
-def _generator(options: argparse.Namespace) -> TrainedGenerator:
-    return load_generator(options.run, options.weights, options.device, options.checkpoint)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Report what the block wrote to ``out``, or an OSError as the user's mistake."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror}).") from None
-    log.info(f"wrote {out}")
 
 
 console = cli.program(main)

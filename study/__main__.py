@@ -4,19 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from gan.launch.command import SweepCommand, add_sweep_options
-from gan.training.command import run_command
+from gan.launch.options import add_sweep_options
 from gan.utils import cli
 from gan.utils.errors import UserError
-from study.classifier_task import train
-from study.config import StudyConfig, load_study_config
-from study.models import NORM_NAMES, NORMS
-from study.released import evaluate_released
-from study.results import read_runs
-from study.speed import write_speed
-from study.summary import describe_classifier, summarize_classifier
-from study.sweep import PROGRAM, plan_classifiers, readable, reason_to_skip
-from study.tables import accuracy_table, write_tables
+from study.config import NORM_NAMES, NORMS, load_study_config
 
 EXAMPLES = """examples:
   python -m study train --config configs/study/digits_cnn3.yaml model.norm=spectral run.name=digits_sn
@@ -88,39 +79,15 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args([word for word in arguments if word not in pairs])
     if options.command in ("train", "sweep"):
         options.overrides = [*options.overrides, *pairs]
-        return _train(options) if options.command == "train" else _sweep(options)
-    if options.command == "evaluate":
-        config = load_study_config(cli.find_config(options.config), pairs)
-        print(evaluate_released(options.file, config, options.norm, options.data))
-        return 0
-    if pairs:
+    elif options.command == "evaluate":
+        options.overrides = pairs
+    elif pairs:
         raise UserError(f"{pairs[0]!r}: {options.command} takes no settings.")
-    if options.command == "speed":
-        print(write_speed(options.out, options.rounds))
-        return 0
-    runs = read_runs(options.runs)
-    if options.command == "tables":
-        print(write_tables(runs, options.out))
-    else:
-        from study.figures import write_figures  # matplotlib takes a second to import
+    if options.command in ("train", "evaluate"):
+        options.settings = load_study_config(cli.find_config(options.config), options.overrides)
+    from study.commands import run  # imports torch, which takes seconds: not for a mistake above
 
-        print("\n".join(str(path) for path in write_figures(runs, options.out, options.rate)))
-    return 0
-
-
-def _train(options: argparse.Namespace) -> int:
-    config = load_study_config(cli.find_config(options.config), options.overrides)
-    return run_command(config, describe_classifier, train, summarize_classifier, dry_run=options.dry_run, device=options.device)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    paths = [cli.find_config(name) for name in options.config]
-    command: SweepCommand[StudyConfig] = SweepCommand.of(options)
-    runs = plan_classifiers(paths, options.norms, options.rates, options.seeds, options.overrides)
-    code = command.run(runs, PROGRAM, reason_to_skip)
-    if command.trains and (results := readable([run.config.folder for run in runs])):
-        print(accuracy_table(results))
-    return code
+    return run(options)
 
 
 console = cli.program(main)

@@ -4,13 +4,30 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from gan.config import GanConfig
 from gan.utils import settings
 from gan.utils.errors import UserError
 from gan.utils.setting_fields import setting
 from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, requirer
-from study.models import ModelName, Variant
+
+ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
+Variant: TypeAlias = Literal["full", "published", "released"]
+NORM_NAMES = {
+    "none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN",
+    "spectral_projected": "SN, projected", "mean_spectral_projected": "MSN, projected",
+}  # fmt: skip
+NORMS = ("batch", "spectral", "mean_spectral")  # those of the paper
+MODEL_NAMES = {  # in the order of the paper's tables
+    "cnn3": "3-layer CNN",
+    "vgg7": "VGG-7",
+    "densenet_bc": "DenseNet-BC",
+    "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
+    "cnn3, released": "3-layer CNN (as released)",
+    "vgg7, released": "VGG-7 (as released)",
+    "densenet_bc, released": "DenseNet-BC (as released)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

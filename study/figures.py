@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from gan.utils.errors import UserError
 from gan.utils.files import make_folder, write_atomically
-from study.models import MODEL_NAMES, NORM_NAMES
+from study.config import MODEL_NAMES, NORM_NAMES
 from study.probes import THRESHOLDS
 from study.results import ClassifierRun, ComparableRuns, Record, comparable_runs
 from study.tables import data_name

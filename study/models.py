@@ -2,32 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.norms import SpectralNorm, iterate_explicitly, normalize, normalize_input, power_iterate, weight_norm
+from study.config import ModelName, Variant
 from study.dropout import KeyedDropout
 
 SLOPE = 0.1  # negative slope of LeakyReLU, the activation of all models in the paper
-ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
-Variant: TypeAlias = Literal["full", "published", "released"]
-NORM_NAMES = {
-    "none": "none", "batch": "BN", "spectral": "SN", "mean_spectral": "MSN",
-    "spectral_projected": "SN, projected", "mean_spectral_projected": "MSN, projected",
-}  # fmt: skip
-NORMS = ("batch", "spectral", "mean_spectral")  # those of the paper
-MODEL_NAMES = {  # in the order of the paper's tables
-    "cnn3": "3-layer CNN",
-    "vgg7": "VGG-7",
-    "densenet_bc": "DenseNet-BC",
-    "densenet_bc, published": "DenseNet-BC (BN inside the dense layers)",
-    "cnn3, released": "3-layer CNN (as released)",
-    "vgg7, released": "VGG-7 (as released)",
-    "densenet_bc, released": "DenseNet-BC (as released)",
-}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from gan.utils.progress import follow
 from gan.utils.safe_reading import is_number, is_whole, printable, read_file
 from gan.utils.settings import DataConfig
 from gan.utils.tensor_files import load_tensors
-from study.config import StudyConfig
+from study.config import MODEL_NAMES, NORM_NAMES, StudyConfig
 from study.data import normalised
-from study.models import MODEL_NAMES, NORM_NAMES, build_classifier, weighted_layers
+from study.models import build_classifier, weighted_layers
 
 MAX_BYTES = 2**24  # of a file; the largest of the readable networks takes 2 MB
 _BATCH = 250  # images in a forward pass

@@ -15,8 +15,7 @@ from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, is_number, is_whole, parse_json, read_file, read_records
 from gan.utils.settings import MAX_BYTES, load
-from study.config import StudyConfig
-from study.models import MODEL_NAMES, NORM_NAMES
+from study.config import MODEL_NAMES, NORM_NAMES, StudyConfig
 
 FAILED = "failed.json"
 # Numbers that the figures need in each probe, beside the gradient's histogram and its shares of small entries.

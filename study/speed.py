@@ -10,7 +10,8 @@ import torch
 from gan.utils.files import make_folder, write_atomically
 from gan.utils.progress import follow
 from gan.utils.tables import csv_text, markdown_table
-from study.models import MODEL_NAMES, NORM_NAMES, NORMS, ModelName, build_classifier, update_classifier
+from study.config import MODEL_NAMES, NORM_NAMES, NORMS, ModelName
+from study.models import build_classifier, update_classifier
 
 PUBLISHED = {"spectral": 27.0, "mean_spectral": 16.0}  # percent faster than BN
 BATCH = 64

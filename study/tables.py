@@ -13,7 +13,8 @@ from gan.models.dcgan import Discriminator, trainable_parameters
 from gan.runs.grouping import differing_settings
 from gan.utils.files import make_folder, write_atomically
 from gan.utils.tables import csv_text, markdown_table
-from study.models import MODEL_NAMES, NORM_NAMES, NORMS, cnn3, densenet_bc, vgg7
+from study.config import MODEL_NAMES, NORM_NAMES, NORMS
+from study.models import cnn3, densenet_bc, vgg7
 from study.results import ClassifierRun, ComparableRuns, comparable_runs
 
 # Table I of the paper: data set, and test accuracy in percent by norm.

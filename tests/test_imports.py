@@ -46,3 +46,32 @@ def test_imports_are_absolute_and_hide_no_builtin(path: Path) -> None:
             assert node.level == 0, "a relative import"
         if isinstance(node, ast.Import):
             assert all(alias.name != "eval" for alias in node.names), "hides the builtin eval"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train.py training.stepz=1", "-m gan --help", "-m gan sample --help", "-m gan samlpe", "-m eval --help",
+        "-m eval score runs --protocol qiuck", "-m study --help", "-m study train --config study/digits_cnn3 seeed=1",
+    ],
+)  # fmt: skip
+def test_help_and_mistakes_on_the_command_line_are_told_without_importing_torch(words: str) -> None:
+    imported = modules_of(words)
+    assert "gan.config" in imported
+    assert not {"torch", "torchvision", "accelerate", "scipy", "sklearn", "numpy"} & imported
+
+
+@pytest.mark.slow
+def test_a_dry_run_does_not_import_what_only_scoring_needs() -> None:
+    imported = modules_of("train.py --dry-run")
+    assert "torch" in imported
+    assert not {"scipy", "sklearn", "torchvision", "eval.scoring"} & imported
+
+
+def modules_of(words: str) -> set[str]:
+    """Return the modules that Python had imported when the program ended."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 2), done.stderr
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}

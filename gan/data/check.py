@@ -8,12 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from gan.data.sources import Source, open_source
 from gan.data.worker_pool import compute_batches
-from gan.utils.cli import whole_number
 from gan.utils.errors import UserError
 from gan.utils.progress import follow
 from gan.utils.safe_reading import printable
@@ -78,14 +75,6 @@ def _count(report: Report, found: Found) -> None:
         mode, *size = found
         report.modes[mode] += 1
         report.sizes[size[0], size[1]] += 1
-
-
-def add_check(commands: Any) -> None:
-    """Add the command ``check`` to the ``commands`` of a parser."""
-    parser = commands.add_parser("check", help="decode all images of a folder or zip, and name those that cannot be read")
-    parser.set_defaults(command=check)
-    parser.add_argument("path", type=Path, metavar="FOLDER_OR_ZIP")
-    parser.add_argument("--workers", type=whole_number(0), help="processes that decode (default: one a core)")
 
 
 def check(options: argparse.Namespace) -> None:

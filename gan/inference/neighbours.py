@@ -12,11 +12,11 @@ from torch import Tensor
 from gan.data.datasets import ImageDataset, load_images
 from gan.inference.generator import TrainedGenerator
 from gan.inference.images import Pixels, grid
+from gan.inference.options import PIXELS
 from gan.utils.errors import UserError
 from gan.utils.progress import follow
 
 Features = NDArray[np.floating[Any]]
-PIXELS = "pixels"
 _PART = 4096  # training images that are in memory at a time
 
 

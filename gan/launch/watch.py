@@ -12,7 +12,7 @@ INTERVAL = 5  # seconds
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-def show_status(options: argparse.Namespace) -> int:
+def status(options: argparse.Namespace) -> int:
     """Print the state of ``options.runs``, again every few seconds with ``--watch``. Return the exit code."""
     folders = list(dict.fromkeys(folder for given in options.runs for folder in find_runs(given)))
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a watch ends
@@ -20,7 +20,7 @@ def show_status(options: argparse.Namespace) -> int:
             found = [read_status(folder) for folder in folders]
             text = "\n\n".join(map(describe_run, found))
             print(_CLEAR + text if options.watch and sys.stdout.isatty() else text, flush=True)
-            if not options.watch or all(status.state in ("done", "diverged") for status in found):
+            if not options.watch or all(run.state in ("done", "diverged") for run in found):
                 break
             time.sleep(INTERVAL)
     return 0

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gan.page.options import GRIDS
 from gan.page.panels import probe_panels, score_panels, training_panels
 from gan.page.pictures import MAX_SIDE, QUALITY, Picture, choose_steps, read_picture, read_pictures
 from gan.page.records import RunRecord, read_run_records, shared_and_different
@@ -18,20 +19,10 @@ from gan.utils.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-GRIDS = 100  # of a run, by default
 _NAMES = ("run.dir", "run.name")  # settings that name a run, as its label does
 
 
-def add_page_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``show_page``."""
-    parser.add_argument("runs", nargs="+", type=cli.path, metavar="RUN", help="runs, or folders that contain runs")
-    cli.add_out(parser, "the .html file to write")
-    parser.add_argument(
-        "--grids", type=cli.whole_number(2), default=GRIDS, metavar="N", help=f"steps with samples, at most (default {GRIDS})"
-    )
-
-
-def show_page(options: argparse.Namespace) -> int:
+def page(options: argparse.Namespace) -> int:
     """Write the page that ``options`` ask for. Return the exit code."""
     if options.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {options.out}: a page is an .html file.")

@@ -566,7 +566,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(mistake: str, world: Path, caps
 def test_a_mistake_is_told_before_a_network_is_fetched(
     mistake: str, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eval.__main__.load_extractor", lambda *_: pytest.fail("the network first"))
+    monkeypatch.setattr("eval.commands.load_extractor", lambda *_: pytest.fail("the network first"))
     given, words = MISTAKES[mistake]
     assert evaluate(*(argument.replace("{}", str(world)) for argument in given)) == 2
     assert words in capsys.readouterr().err

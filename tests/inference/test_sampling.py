@@ -152,7 +152,7 @@ def test_a_grid_of_too_many_images_is_refused_and_single_images_are_counted(
     assert program("sample", finished_run, "--out", tmp_path / "grid.png", "--count", 100_000_000) == 2
     assert "a grid shows at most 10,000 images. Add --single" in capsys.readouterr().err
     shown = []
-    monkeypatch.setattr(gan.__main__, "progress", lambda total, what: contextlib.nullcontext(Bar(shown)))
+    monkeypatch.setattr("gan.inference.command.progress", lambda total, what: contextlib.nullcontext(Bar(shown)))
     assert program("sample", finished_run, "--out", tmp_path / "many.zip", "--single", "--count", 100) == 0
     assert shown == [64, 36]
 
