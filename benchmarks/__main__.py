@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from benchmarks import growth, norms, scoring, steps
 from benchmarks.alternating import ROOT
 from benchmarks.measurements import HEAD, Row, Suite
+from benchmarks.short import short_table
 from gan.runs.folder import computes_in_bf16
 from gan.utils import cli
 from gan.utils.errors import UserError
@@ -30,17 +32,24 @@ PARTS: dict[str, Callable[[Suite], list[Row]]] = {
     "growth": growth.lines,
 }
 MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
+README = """Ratios of medians, measured in turn ([method, profiles, missed goals](docs/speed.md)) on {machine}:
+
+{table}
+"""
 
 
-def processor() -> str:
-    """Return the processor, threads, capabilities and torch version of the measurements."""
+def machine() -> str:
+    """Return the processor, threads, capabilities and torch version of the measurements, and their date."""
     name = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     bf16 = "computes in bf16" if computes_in_bf16(torch.device("cpu")) else "does not compute in bf16: auto is float32"
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    amx = "with AMX" if capabilities.get("amx_bf16") else "without AMX"
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {capability}, {bf16}; torch {torch.__version__}"
+    today = datetime.now(UTC).date()
+    return f"{name}, {torch.get_num_threads()} threads, {capability}, {bf16}, {amx}; torch {torch.__version__}; {today}"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,14 +58,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
     parser.add_argument("--data", type=cli.path, metavar="ZIP", help="images in class folders (default: random images)")
     parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default: 500)")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/speed.md")
+    parser.add_argument(
+        "--write", action="store_true", help="write the table into docs/speed.md, and after a whole run that of the README"
+    )
     parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         raise UserError(f"{', '.join(sorted(unknown))}: no such part. Choose from {', '.join(PARTS)}.")
     if options.data is not None and not (options.data.is_file() and options.data.suffix == ".zip"):
         raise UserError(f"--data {options.data}: expected an existing .zip of images.")
-    print(processor(), flush=True)
+    print(machine(), flush=True)
     if options.profile:
         print(norms.profiles())
         return 0
@@ -67,24 +78,32 @@ def main(arguments: Sequence[str]) -> int:
             began = time.monotonic()
             lines = PARTS[part](suite)
             found += lines
-            print(markdown_table(HEAD, lines), flush=True)
+            print(_table(lines), flush=True)
             log.info(f"{part}: {time.monotonic() - began:.0f} s")
     finally:
         suite.temporary.cleanup()
+    print(short_table(found))
+    for failure in suite.failed:
+        print(f"check failed: {failure}")
     if options.write:
-        _write(found)
-    return 0
+        _write("docs/speed.md", f"\n{machine()}.\n\n{_table(found)}\n")
+        if not options.quick and not options.parts:
+            _write("README.md", README.format(machine=machine(), table=short_table(found)))
+    return 1 if suite.failed else 0
 
 
-def _write(lines: list[Row]) -> None:
-    path = ROOT / "docs" / "speed.md"
+def _table(rows: Sequence[Row]) -> str:
+    return markdown_table(HEAD, [row.cells() for row in rows])
+
+
+def _write(page: str, text: str) -> None:
+    """Replace what is between the marks of ``page``."""
+    path = ROOT / page
     before, _, rest = path.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     if not after:
         raise UserError(f"{path}: no place for the table. Add the lines {MARKS[0]} and {MARKS[1]}.")
-    table = markdown_table(HEAD, lines)
-    text = f"{before}{MARKS[0]}\n{processor()}.\n\n{table}\n{MARKS[1]}{after}"
-    write_atomically(path, text.encode())
+    write_atomically(path, f"{before}{MARKS[0]}{text}{MARKS[1]}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def _start_up(suite: Suite) -> Row:
             timing.seconds += done.seconds
             timing.value = done.value
     first, again = timings.values()
-    assert first.value == again.value
-    check = f"the same {first.value['images']:,} images"
+    same = suite.check("pixels and fingerprint equal", float(first.value != again.value), 0)
+    check = f"{first.value['images']:,} images; {same}"
     return speed_up("start-up from an archive", timings, "again", "the first time", check, "≤ 1 s, ≤ 10 s")
 
 

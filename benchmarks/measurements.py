@@ -13,7 +13,23 @@ from PIL import Image
 from benchmarks.alternating import Timing
 
 HEAD = ["what", "A", "B", "speed-up of A", "goal", "median A / B", "check"]
-Row = list[str]  # the cells of one measurement under HEAD
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: the speed-up of the program ``fast`` over ``slow``, and the check that both did the same work."""
+
+    what: str
+    fast: str
+    slow: str
+    ratio: float
+    goal: str
+    medians: str
+    check: str
+
+    def cells(self) -> list[str]:
+        """Return the cells under HEAD."""
+        return [self.what, self.fast, self.slow, f"{self.ratio:.2f}", self.goal, self.medians, self.check]
 
 
 def speed_up(what: str, timings: Mapping[str, Timing], fast: str, slow: str, check: str, goal: str = "", work: float = 1) -> Row:
@@ -22,7 +38,7 @@ def speed_up(what: str, timings: Mapping[str, Timing], fast: str, slow: str, che
     A unit of ``fast`` is ``work`` times as much work as one of ``slow``.
     """
     a, b = timings[fast].median, timings[slow].median
-    return [what, fast, slow, f"{work * b / a:.2f}", goal, f"{_time(a)} / {_time(b)}", check]
+    return Row(what, fast, slow, work * b / a, goal, f"{_time(a)} / {_time(b)}", check)
 
 
 def _time(seconds: float) -> str:
@@ -42,6 +58,14 @@ class Suite:
     data: Path | None = None  # zip of images in class folders, such as CIFAR-10; None: random images
     scored: int | None = None  # images of each kind for the scoring programs; None: 20 in a quick run, else 500
     temporary: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
+    failed: list[str] = field(default_factory=list)  # checks, in words
+
+    def check(self, what: str, difference: float, bound: float) -> str:
+        """Return in words how far two programs agree on ``what``. A difference above ``bound`` is noted in ``failed``."""
+        if difference <= bound:
+            return f"{what} to {difference:.0e}"
+        self.failed.append(f"{what}: a difference of {difference:.1e}, where at most {bound:.0e} is expected")
+        return f"FAILED, {self.failed[-1]}"
 
     def rounds(self, quick: int, full: int) -> int:
         return quick if self.quick else full

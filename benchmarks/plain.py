@@ -1,11 +1,12 @@
 """The baseline of the benchmarks: the training loop that a user would write with torch and torchvision alone.
 
-It follows torch's DCGAN tutorial, with spectral norm from torch.nn.utils.parametrizations: float32, default layouts, default
-Adam, a DataLoader with torchvision's transforms.
+It follows torch's DCGAN tutorial, with spectral norm from torch.nn.utils.parametrizations: default layouts, default Adam, a
+DataLoader with torchvision's transforms; in float32, or as a second try in bf16 autocast.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +46,17 @@ def generator() -> nn.Sequential:
 
 
 def discriminator(norm: str) -> nn.Sequential:
-    """``norm``: spectral or mean_spectral."""
+    """``norm``: none, spectral or mean_spectral."""
+    wrapped: Any = nn.Sequential if norm == "none" else spectral_norm
     layers: list[nn.Module] = []
     before = 3
     for kernel, stride, after in ((3, 1, 64), (4, 2, 64), (3, 1, 128), (4, 2, 128), (3, 1, 256), (4, 2, 256), (3, 1, 512)):
-        layers.append(spectral_norm(nn.Conv2d(before, after, kernel, stride, 1)))
+        layers.append(wrapped(nn.Conv2d(before, after, kernel, stride, 1)))
         if norm == "mean_spectral":
             layers.append(NaiveMeanSpectralNorm(after))
         layers.append(nn.LeakyReLU(0.1, True))
         before = after
-    return nn.Sequential(*layers, nn.Flatten(), spectral_norm(nn.Linear(512 * 16, 1)))
+    return nn.Sequential(*layers, nn.Flatten(), wrapped(nn.Linear(512 * 16, 1)))
 
 
 def initialise(network: nn.Module) -> nn.Module:
@@ -82,24 +84,44 @@ def g_loss(network: nn.Module, fake: Tensor) -> Tensor:
     return F.softplus(-network(fake)).mean()
 
 
-class Loop:
-    """Both networks, their optimisers and a training step."""
+def wgan_gp_d_loss(network: nn.Module, real: Tensor, fake: Tensor, epsilon: Tensor, penalty: float = 10.0) -> Tensor:
+    """Return the critic's loss of WGAN-GP. ``epsilon`` (B,) mixes ``real`` and ``fake``."""
+    mix = epsilon.view(-1, 1, 1, 1)
+    mixed = (mix * real + (1 - mix) * fake).requires_grad_()
+    (slope,) = torch.autograd.grad(network(mixed).sum(), mixed, create_graph=True)
+    return network(fake).mean() - network(real).mean() + penalty * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
 
-    def __init__(self, norm: str, folder: Path, batch: int) -> None:
+
+def wgan_g_loss(network: nn.Module, fake: Tensor) -> Tensor:
+    return -network(fake).mean()
+
+
+class Loop:
+    """Both networks, their optimisers and a training step: SNGAN's loss, or without a norm WGAN-GP's, with five D updates."""
+
+    def __init__(self, norm: str, folder: Path, batch: int, *, bf16: bool = False) -> None:
         self.generator, self.discriminator = initialise(generator()), initialise(discriminator(norm))
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), 2e-4, (0.5, 0.999))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 2e-4, (0.5, 0.999))
         self.batches, self.batch = batches(folder, batch), batch
+        self.wgan_gp, self.bf16 = norm == "none", bf16
 
     def step(self) -> tuple[float, float]:
-        real = next(self.batches)
-        fake = self.generator(torch.randn(self.batch, LATENT)).detach()
-        self.d_optimizer.zero_grad()
-        d = d_loss(self.discriminator, real, fake)
-        d.backward()
-        self.d_optimizer.step()
+        for _ in range(5 if self.wgan_gp else 1):
+            real = next(self.batches)
+            self.d_optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                fake = self.generator(torch.randn(self.batch, LATENT)).detach()
+                if self.wgan_gp:
+                    d = wgan_gp_d_loss(self.discriminator, real, fake, torch.rand(self.batch))
+                else:
+                    d = d_loss(self.discriminator, real, fake)
+            d.backward()
+            self.d_optimizer.step()
         self.g_optimizer.zero_grad()
-        g = g_loss(self.discriminator, self.generator(torch.randn(self.batch, LATENT)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            fake = self.generator(torch.randn(self.batch, LATENT))
+            g = wgan_g_loss(self.discriminator, fake) if self.wgan_gp else g_loss(self.discriminator, fake)
         g.backward()
         self.g_optimizer.step()
         return d.item(), g.item()

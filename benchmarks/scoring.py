@@ -17,6 +17,9 @@ from eval.statistics import GaussianStats, gaussian_stats, with_feature_factor
 from gan.utils import cli
 
 D = 2048
+# Largest relative difference of a score whose float32 features were summed in another order, in 94 layers. Processors differ:
+# with tiles (AMX), IS's deviation differs by 1e-4, which is 1e-6 of the IS.
+FEATURES = 1e-4
 
 
 def paper_of(count: int) -> Protocol:
@@ -81,9 +84,9 @@ def distances(suite: Suite) -> list[Row]:
         timings = compete(candidates, rounds=suite.rounds(1, 3), warm_up=suite.rounds(0, 1))
         for peer, goal in (("pytorch-fid", "≥ 20"), ("torch-fidelity", "≥ 10")):
             difference = abs(timings["ours"].value / timings[peer].value - 1)
-            assert difference <= 1e-6, (peer, timings["ours"].value, timings[peer].value)
+            equal = suite.check("equal", difference, 1e-6)  # all three in float64; the peers take roots of tiny eigenvalues
             what = f"Frechet distance, {count:,} images, {D}-d"
-            found.append(speed_up(what, timings, "ours", peer, f"equal to {difference:.0e}", goal))
+            found.append(speed_up(what, timings, "ours", peer, equal, goal))
     return found
 
 
@@ -122,12 +125,13 @@ def lines(suite: Suite) -> list[Row]:
         else:
             fid, theirs = peers.pytorch_fid(generated, real, weights, place)
             pairs = {"FID": (values["pooled"]["fid"], fid)}
-        differences = {name: abs(a / b - 1) for name, (a, b) in pairs.items()}
-        assert max(differences.values()) <= 1e-4, (differences, pairs)
-        equal = ", ".join(f"{name} to {value:.0e}" for name, value in differences.items())
+        bounds = dict.fromkeys(pairs, FEATURES)
+        if "IS" in pairs:  # a deviation moves at most as far as the values that it is of
+            bounds["IS's deviation"] *= pairs["IS"][0] / pairs["IS's deviation"][0]
+        equal = ", ".join(suite.check(name, abs(a / b - 1), bounds[name]) for name, (a, b) in pairs.items())
         a, b = f"ours ({extractor})", f"{peer}'s program"
         what = f"scoring under paper, {count:,} generated and as many real images"
-        found.append(speed_up(what, {a: ours, b: theirs}, a, b, f"equal: {equal}; {memory(ours, theirs)}", "≥ 2.5"))
+        found.append(speed_up(what, {a: ours, b: theirs}, a, b, f"{equal}; {memory(ours, theirs)}", "≥ 2.5"))
     return found
 
 

@@ -1,14 +1,19 @@
 """Benchmarks alternate their candidates, which do the same work and compute the same numbers."""
 
+import math
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import norms, scaling, steps
 from benchmarks.__main__ import MARKS, main
 from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
-from benchmarks.measurements import speed_up, write_random_images
+from benchmarks.measurements import Row, Suite, speed_up, write_random_images
+from benchmarks.short import short_table
+from benchmarks.steps import PLAIN, VARIANTS
 from gan.utils import cli
 
 HERE = "tests.test_benchmarks"
@@ -56,13 +61,47 @@ def test_a_candidate_that_fails_ends_the_comparison() -> None:
 def test_a_line_is_a_ratio_of_medians() -> None:
     timings = {"ours": Timing([1.0, 2.0, 50.0]), "theirs": Timing([5.0, 6.0, 7.0])}
     line = speed_up("work", timings, "ours", "theirs", check="equal", goal="≥ 2")
-    assert line == ["work", "ours", "theirs", "3.00", "≥ 2", "2.00 s / 6.00 s", "equal"]
+    assert line == Row("work", "ours", "theirs", 3.0, "≥ 2", "2.00 s / 6.00 s", "equal")
+    assert line.cells() == ["work", "ours", "theirs", "3.00", "≥ 2", "2.00 s / 6.00 s", "equal"]
+
+
+def test_a_failed_check_is_told_at_the_end_with_exit_code_1_and_ends_no_other_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def part(suite: Suite) -> list[Row]:
+        checks = [suite.check("FID", 2e-8, 1e-4), suite.check("IS", 3e-4, 1e-4), suite.check("KID", math.nan, 1e-4)]
+        return [Row("scoring under paper", "ours", "torch-fidelity's program", 2.0, "", "", "; ".join(checks))]
+
+    later = Row("start-up from an archive", "again", "the first time", 9.0, "", "", "")
+    monkeypatch.setattr("benchmarks.__main__.PARTS", {"scoring": part, "growth": lambda suite: [later]})
+    monkeypatch.setattr("benchmarks.__main__.ROOT", tmp_path)
+    for page in ("README.md", "docs/speed.md"):
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text(f"before {MARKS[0]}old{MARKS[1]} after")
+    assert cli.run(lambda: main(["--write"])) == 1
+    out, err = capsys.readouterr()
+    expected = "a difference of 3.0e-04, where at most 1e-04 is expected"
+    assert f"FID to 2e-08; FAILED, IS: {expected}; FAILED, KID: a difference of nan" in out
+    assert f"\ncheck failed: IS: {expected}\n" in out
+    assert "Traceback" not in err
+    for page in ("README.md", "docs/speed.md"):
+        text = (tmp_path / page).read_text()
+        assert text.startswith("before ") and text.endswith(" after") and "old" not in text
+        assert f"torch {torch.__version__}; {datetime.now(UTC).date()}" in text
+    assert "AMX" in out.splitlines()[0]
+    assert "| torch-fidelity 2.00; not measured |" in (tmp_path / "README.md").read_text()
+    assert "| again 9.00; not measured |" in (tmp_path / "README.md").read_text()
+
+
+def test_the_short_table_has_every_variant_of_a_whole_run() -> None:
+    rows = [Row(f"training step, {name}", "ours, float32", PLAIN["float32"], 1.5, "", "", "") for name in VARIANTS]
+    assert "| SN 1.50, MSN 1.50, MSN joint 1.50, MSN separate 1.50, WGAN-GP 1.50 |" in short_table(rows)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["spectral", "mean_spectral"])
+@pytest.mark.parametrize("norm", steps.CONFIGS)
 def test_the_plain_loop_computes_our_losses(norm: str) -> None:
-    assert steps.agreement(norm, batch=8) <= 1e-5
+    assert steps.agreement(norm, batch=8) <= steps.LOSSES
 
 
 @pytest.mark.slow
@@ -71,6 +110,7 @@ def test_the_plain_loop_and_ours_take_steps(tmp_path: Path) -> None:
     for case in (
         steps.ours("mean_spectral", "fp32", str(tmp_path / "images"), batch=4),
         steps.plain_loop("mean_spectral", str(tmp_path / "images"), batch=4),
+        steps.plain_loop("none", str(tmp_path / "images"), batch=4, precision="bf16"),
     ):
         assert case() != case()
 
@@ -81,7 +121,13 @@ def test_the_bare_step_has_every_convolution_of_a_step() -> None:
     # them for the input and one for the weight.
     d_forward, d_backward, g_forward = 7 + 1, 7 + 2, 4 + 1
     g_update = (g_forward + d_forward) + (7 + 1) + (4 + 1)  # no gradient of D's weights, none of the noise
-    assert steps.bare("mean_spectral", "fp32", batch=2)() == g_forward + 2 * (d_forward + d_backward) + g_update
+    for form, batches in (("separate", 2), ("joint", 1), ("joint_quarter", 1)):
+        expected = g_forward + batches * (d_forward + d_backward) + g_update
+        assert steps.bare("mean_spectral", "fp32", batch=4, d_batches=form)() == expected
+    # The penalty: D forward, its gradient of the images, and the gradients of both.
+    penalised = steps.bare("none", "fp32", batch=2)()
+    assert (penalised - g_update) % 5 == 0
+    assert (penalised - g_update) / 5 > g_forward + (d_forward + d_backward) + 2 * d_forward + d_backward
     assert steps.bare("spectral", "fp32", batch=2)() == g_forward + (d_forward + d_backward) + g_update
 
 
@@ -111,6 +157,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_the_page_on_speed_has_a_place_for_the_table() -> None:
-    text = (ROOT / "docs" / "speed.md").read_text()
-    assert text.count(MARKS[0]) == text.count(MARKS[1]) == 1
+def test_the_pages_have_a_place_for_their_tables() -> None:
+    for page in ("docs/speed.md", "README.md"):
+        text = (ROOT / page).read_text()
+        assert text.count(MARKS[0]) == text.count(MARKS[1]) == 1
