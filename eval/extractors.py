@@ -4,11 +4,11 @@ import hashlib
 import io
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from unittest import mock
 
 import numpy as np
@@ -41,7 +41,7 @@ CPU_BATCH = 16  # images in one pass on a CPU: as fast as 64 (Inception, two cor
 
 @dataclass(frozen=True)
 class Extractor:
-    """A pretrained network in evaluation mode and float32, and everything that its features depend on."""
+    """A pretrained network in evaluation mode with float32 weights, and everything that its features depend on."""
 
     name: str
     dimensions: int  # D, the length of a feature vector
@@ -49,6 +49,12 @@ class Extractor:
     identity: dict[str, Any]  # name, SHA-256 of the weights, resize, package version; equal identities are comparable
     device: torch.device
     forward: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    bf16: bool = False  # convolutions and dense layers in bf16, by autocast; features are float32 all the same
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the network's arithmetic, in words."""
+        return "bf16" if self.bf16 else "float32"
 
     @property
     def widths(self) -> dict[str, int]:
@@ -61,13 +67,16 @@ class Extractor:
         assert images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] in (1, 3), (images.dtype, images.shape)
         images = images.to(self.device).expand(-1, 3, -1, -1)
         pieces = torch.split(images, CPU_BATCH) if self.device.type == "cpu" else (images,)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             features, logits = zip(*(self.forward(piece) for piece in pieces), strict=True)
         return _joined(features), None if self.classes is None else _joined(logits)
 
 
+Load: TypeAlias = Callable[[Path | None, torch.device], Extractor]
+
+
 def _joined(pieces: Sequence[Tensor | None]) -> Floats:
-    joined: Floats = torch.cat([piece for piece in pieces if piece is not None]).cpu().numpy()
+    joined: Floats = torch.cat([piece for piece in pieces if piece is not None]).float().cpu().numpy()
     return joined
 
 
@@ -137,18 +146,33 @@ def _efficientnet_lite0(weights: Path | None, device: torch.device) -> Extractor
     def forward(images: Tensor) -> tuple[Tensor, Tensor | None]:
         images = F.interpolate(images.float(), size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
         images = images.contiguous(memory_format=torch.channels_last)
-        features = network.extract_features((images - 127) / 128).mean((2, 3))  # normalisation of the lite models
-        return features, network._fc(features)
+        maps = network.extract_features((images - 127) / 128)  # normalisation of the lite models
+        with torch.autocast(device.type, enabled=False):  # else a bf16 extractor rounds the means and logits too
+            features = maps.float().mean((2, 3))
+            return features, network._fc(features)
 
     resize = "224x224 bilinear with antialiasing (torch)"
     identity = _identity("efficientnet-lite0", checksum, resize, "efficientnet-lite-pytorch")
     return Extractor("efficientnet-lite0", 1280, 1000, identity, device, forward)
 
 
-EXTRACTORS: dict[str, Callable[[Path | None, torch.device], Extractor]] = {
+def _in_bf16(load: Load) -> Load:
+    """Return the loader of the network of ``load`` in bf16, an extractor of its own: its features differ by half a percent."""
+
+    def load_in_bf16(weights: Path | None, device: torch.device) -> Extractor:
+        extractor = load(weights, device)
+        name = f"{extractor.name}-bf16"
+        return replace(extractor, name=name, identity={**extractor.identity, "extractor": name, "dtype": "bf16"}, bf16=True)
+
+    return load_in_bf16
+
+
+EXTRACTORS: dict[str, Load] = {
     "inception": _inception,
     "inception-pytorch-fid": _inception_pytorch_fid,
     "efficientnet-lite0": _efficientnet_lite0,
+    "inception-bf16": _in_bf16(_inception),
+    "efficientnet-lite0-bf16": _in_bf16(_efficientnet_lite0),
 }
 # Networks of published scores: with the published weights, their Frechet distance is the FID.
 PUBLISHED_EXTRACTORS = ("inception", "inception-pytorch-fid")

@@ -58,11 +58,13 @@ def extract_parts(
     use_cache: bool = True,
     batch: int = BATCH,
     show_progress: bool = True,
+    what: str = "image",
 ) -> Iterator[Features]:
     """Yield the features of the first ``count`` images (default: all) part by part; nothing on other than the main process.
 
     The processes of ``accelerator`` (default: this one) share the work; the batches, and so the features to the last bit, do
-    not depend on their number. ``check_stop`` is called before each round of batches, to raise an exception that stops it.
+    not depend on their number. ``check_stop`` is called before each round of batches, to raise an exception that stops it;
+    ``what`` names the images beside the progress.
 
     Raises UserError for an image that cannot be read, or a cache that cannot be written.
     """
@@ -76,7 +78,7 @@ def extract_parts(
         stored = on_main(accelerator, lambda: [cache is not None and cache.find(*span) for span in spans])
         missing = sum(end - start for (start, end), found in zip(spans, stored, strict=True) if not found)
         show = show_progress and accelerator.is_main_process and missing > 0
-        bar = stack.enter_context(progress(total, "image", start=total - missing, shown=show))
+        bar = stack.enter_context(progress(total, what, start=total - missing, shown=show))
         for span, found in zip(spans, stored, strict=True):
             part = only_on_main(accelerator, partial(cache.load, *span)) if cache is not None and found else None
             if not found or on_main(accelerator, partial(_is_none, part)):

@@ -1,7 +1,7 @@
 """Which of two groups of trained generators is better: the command ``compare``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def make_comparison(
         "a": described[: len(a)],
         "b": described[len(a) :],
         "provenance": {
-            "protocol": asdict(protocol),
+            "protocol": protocol.identity(),
             "extractor": features[0].extractor,
             "reference": reference.identity(protocol),
             "level": LEVEL,

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.measurement import CHOSEN
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset, load_images, to_pixels
 from gan.data.sources import Source, open_source
@@ -42,6 +43,21 @@ class StoredImages:
 
     def read(self, start: int, count: int) -> Tensor:
         return torch.stack([self.images[index] for index in range(start, start + count)])
+
+
+class ChosenImages:
+    """Some images of a set, in its order."""
+
+    def __init__(self, images: StoredImages, indices: NDArray[Any], choice: dict[str, Any]) -> None:
+        """``choice`` says how the ``indices`` were chosen, in words that JSON can hold."""
+        self.images, self.indices = images, indices
+        self.identity: dict[str, Any] = {**images.identity, CHOSEN: choice}
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, start: int, count: int) -> Tensor:
+        return torch.cat([self.images.read(int(index), 1) for index in self.indices[start : start + count]])
 
 
 class NativeImages:

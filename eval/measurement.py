@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 HELD_OUT = "held-out images"
+CHOSEN = "chosen"  # in the identity of images: which of a set they are, where a protocol chose them before extraction
 # k of density and coverage, as in Naeem et al. 2020. No setting of a protocol: released ones may not change.
 DENSITY_NEIGHBOURS = 5
 
@@ -37,23 +38,25 @@ class Reference:
     def __init__(self, known: Features | GaussianStats) -> None:
         self.known, self.extractor = known, known.extractor
         self.features = known if isinstance(known, Features) else None
-        self._subsets: dict[int | None, tuple[Features, GaussianStats]] = {}  # by the protocol's number of real images
+        self._subsets: dict[int, tuple[Features, GaussianStats]] = {}  # by the protocol's number of real images
 
     def identity(self, protocol: Protocol) -> dict[str, Any]:
         """Return the identity of the images that ``protocol`` compares with."""
         if isinstance(self.known, GaussianStats):
             return self.known.identity
-        return {"images": self.known.images, "count": protocol.reference or len(self.known)}
+        images = {key: value for key, value in self.known.images.items() if key != CHOSEN}
+        return {"images": images, "count": protocol.chosen(len(self.known))}
 
     def subset(self, protocol: Protocol) -> tuple[Features | None, GaussianStats]:
         """Return the features and statistics of the images that ``protocol`` compares with; repeated calls share them."""
         if isinstance(self.known, GaussianStats):
             return None, self.known
-        if protocol.reference not in self._subsets:
+        count = protocol.chosen(len(self.known))
+        if count not in self._subsets:
             chosen = self.known[_split_reference(self.known, protocol)[0]]
             stats = with_feature_factor(gaussian_stats(chosen.values), chosen.values)
-            self._subsets[protocol.reference] = chosen, stats
-        return self._subsets[protocol.reference]
+            self._subsets[count] = chosen, stats
+        return self._subsets[count]
 
 
 def check_reference_size(real: int, protocol: Protocol) -> None:
@@ -86,10 +89,15 @@ def check_same_extractor(expected: dict[str, Any], found: dict[str, Any], what: 
 
 def _split_reference(features: Features, protocol: Protocol) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the indices of the images that ``protocol`` compares with, in the data's order, and of the others, shuffled."""
-    total, wanted = len(features), protocol.reference
-    if wanted is None:
+    check_reference_size(len(features), protocol)
+    return split_images(len(features), protocol)
+
+
+def split_images(total: int, protocol: Protocol) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the indices that ``protocol`` chooses out of ``total`` images, in their order, and of the others, shuffled."""
+    wanted = protocol.chosen(total)
+    if wanted == total:
         return np.arange(total), np.arange(0)
-    check_reference_size(total, protocol)
     order = np.random.RandomState(protocol.seed).permutation(total)
     return np.sort(order[:wanted]), order[wanted:]
 
@@ -136,7 +144,9 @@ def measure(features: Features, reference: Reference, protocol: Protocol, held_o
         result["pooled"] |= _neighbourhoods(generated[:count], real.values[chosen], protocol.neighbours)
     if reference.features is not None and held_out is not None:
         check_same_extractor(reference.extractor, held_out.extractor, "held-out images")
-        result["copying"] = _copying(generated, held_out.values, reference.features.values, protocol)
+        training = reference.features if protocol.at_most is None else real
+        assert training is not None
+        result["copying"] = _copying(generated, held_out.values, training.values, protocol)
     return result
 
 
@@ -189,6 +199,8 @@ def floor(reference: Reference, protocol: Protocol, held_out: Features | None = 
     if reference.features is None:
         return None
     everything = reference.features
+    if protocol.at_most is not None:  # the others may not have been extracted
+        everything = everything[split_images(len(everything), protocol)[0]]
     chosen, unused = _split_reference(everything, protocol)
     if held_out is not None:
         check_same_extractor(everything.extractor, held_out.extractor, "held-out images")
@@ -227,7 +239,7 @@ def make_record(
         "scores": measure(features, reference, protocol, held_out),
         "floor": floor,
         "provenance": {
-            "protocol": asdict(protocol),
+            "protocol": protocol.identity(),
             "extractor": features.extractor,
             "reference": reference.identity(protocol),
             "generated": features.images,

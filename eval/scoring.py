@@ -1,10 +1,12 @@
 """Scoring of generators, by command and during training: features, scores and the records of scores.jsonl."""
 
 import json
+import logging
 import platform
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,7 @@ from eval.comparison_keys import comparison_key
 from eval.extractors import Extractor, load_extractor
 from eval.feature_cache import FeatureCache, digest
 from eval.features import Features, extract
-from eval.image_sets import QUANTISATION, GeneratedImages, StoredImages
+from eval.image_sets import QUANTISATION, ChosenImages, GeneratedImages, StoredImages
 from eval.measurement import Reference, Result
 from eval.protocols import PROTOCOLS, Protocol
 from eval.references import open_reference, real_images_for, reference_name
@@ -31,10 +33,13 @@ from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
+log = logging.getLogger(__name__)
+
 # Version of what `measurement.floor` returns, for its cache: 1 had a KID deviation of 0 over equal subsets, 2 no density.
 FLOOR = 3
 # Of the samples that are scored during training: one that nobody gives to --seed by chance.
 TRAINING_SEED = 2**31 - 1
+TOLD_SECONDS = 10.0  # an extraction of the reference that takes longer is told
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "torch-fidelity", "pytorch-fid")
 
 
@@ -60,7 +65,7 @@ class Scorer:
         assert self.reference is not None
         if self.reference.features is None:
             return None
-        name = digest([FLOOR, asdict(protocol), self.held_out.images if self.held_out else None, versions()])
+        name = digest([FLOOR, protocol.identity(), self.held_out.images if self.held_out else None, versions()])
         if name not in self.floors:
             cache = FeatureCache(self.reference.features.images, self.extractor)
             path = cache.folder / f"floor-{name}.json"
@@ -93,7 +98,7 @@ class Scorer:
                 "step": step,
                 "trained_on": f"{data.name}:{data.split}",
                 "reference_name": self.reference_name,
-                "dtype": "float32 features, float64 scores",
+                "dtype": f"{self.extractor.dtype} features, float64 scores",
                 "device": self.device,
                 "versions": versions(),
             }
@@ -106,7 +111,7 @@ class Scorer:
         """Return the record of an equal score by command in the scores.jsonl of ``folder``, or None."""
         assert self.reference is not None
         expected = {
-            "protocol": asdict(protocol),
+            "protocol": protocol.identity(),
             "extractor": self.extractor.identity,
             "reference": self.reference.identity(protocol),
             "floor": self.held_out.images if self.held_out and self.reference.features else None,
@@ -152,7 +157,7 @@ def make_scorer(
     else:
         for protocol in protocols:
             on_all(accelerator, partial(measurement.check_reference_size, len(opened), protocol))
-        features = extract(opened, extractor, accelerator=accelerator)
+        features = _extract_reference(opened, extractor, protocols, accelerator)
         reference = Reference(features) if features is not None else None
     floor_features = extract(held_out, extractor, accelerator=accelerator) if held_out is not None else None
     if accelerator.is_main_process:
@@ -161,6 +166,25 @@ def make_scorer(
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return Scorer(extractor, reference, floor_features, reference_name(config, spec), accelerator, name)
+
+
+def _extract_reference(
+    real: StoredImages, extractor: Extractor, protocols: Sequence[Protocol], accelerator: Accelerator
+) -> Features | None:
+    """Return the features of the ``real`` images that ``protocols`` need, on the main process. Say how long it took."""
+    images: StoredImages | ChosenImages = real
+    total, first = len(real), protocols[0]
+    if len(protocols) == 1 and first.at_most is not None and first.at_most < total:
+        choice = {"count": first.at_most, "seed": first.seed}
+        images = ChosenImages(real, measurement.split_images(total, first)[0], choice)
+    began = time.monotonic()
+    features = extract(images, extractor, accelerator=accelerator, what=f"real images through {extractor.name}")
+    took = time.monotonic() - began
+    if accelerator.is_main_process and took >= TOLD_SECONDS:
+        log.info(
+            f"{len(images):,} real images through {extractor.name}: {took:.0f} s. Their features are kept for the next time."
+        )
+    return features
 
 
 def score_generator(

@@ -19,7 +19,7 @@ from gan.runs.grouping import differing_settings, group_by_seed
 from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError
 
-COLUMNS = ("paper", "sngan", "standard", "quick")
+COLUMNS = ("paper", "sngan", "standard", "quick", "watch")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from gan.utils import settings
 from gan.utils.setting_fields import setting
 from gan.utils.settings import CheckpointConfig, HealthConfig, Norm, Require, RunConfig, TrainingConfig, requirer
 
-Extractor: TypeAlias = Literal["inception", "inception-pytorch-fid", "efficientnet-lite0"]
+Extractor: TypeAlias = Literal[
+    "inception", "inception-pytorch-fid", "efficientnet-lite0", "inception-bf16", "efficientnet-lite0-bf16"
+]
 MIXING_NORMS = ("batch", "mean_spectral", "mean_spectral_projected")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral", "spectral_projected", "mean_spectral_projected")  # bound each weight's sigma
 
@@ -119,8 +121,8 @@ class SamplesConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     every: int = setting(0, "generator updates between two evaluations of the generator; 0: off", at_least=0, changeable=True)
-    protocol: Literal["quick", "paper", "sngan", "standard"] = setting(
-        "quick", "evaluation protocol, see eval/protocols.py", changeable=True
+    protocol: Literal["auto", "watch", "quick", "paper", "sngan", "standard"] = setting(
+        "auto", "protocol, see eval/protocols.py; auto: watch, or that of the run so far", changeable=True, resolved=True
     )
     extractor: Extractor = setting("inception", "feature extractor, see eval/extractors.py", changeable=True)
     weights: str | None = setting(None, "file with the extractor's weights; null: the published ones", path=True, changeable=True)
@@ -181,14 +183,16 @@ class GanConfig(RunConfig):
         return 4 if self.resolve().training.d_batches == "joint_quarter" else 1
 
     def resolve(self) -> Self:
+        norms, config = self.model.discriminator.norms, self
+        if self.evaluation.protocol == "auto":
+            config = settings.set_value(config, "evaluation.protocol", "watch")
         if self.training.d_batches != "auto":
-            return self
-        norms = self.model.discriminator.norms
+            return config
         form = "separate"
         if any(norm.startswith("mean_") for norm in norms):
             whole = "batch" in norms or self.training.batch_size // self.training.accumulation % 4
             form = "joint" if whole else "joint_quarter"
-        return settings.set_value(self, "training.d_batches", form)
+        return settings.set_value(config, "training.d_batches", form)
 
     def changeable(self) -> set[str]:
         # Under a decay, the learning rate of every step depends on the number of steps.

@@ -1,5 +1,6 @@
 """A small extractor and image set: what tests use where the network does not matter, only what is done with its features."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,7 @@ class SmallImages:
 
 
 QUICK = Protocol(name="quick", purpose="for tests", runs=1, samples=40, kid_subsets=3, kid_size=20)
+WATCH = replace(QUICK, name="watch", at_most=100)
 PAPER = Protocol(
     name="paper", purpose="for tests", runs=3, samples=40, kid_subsets=3, kid_size=20, infinity_start=60, infinity_points=3
 )
@@ -53,6 +55,7 @@ def scale_down(patch: pytest.MonkeyPatch | None = None) -> None:
     changes: list[tuple[dict[str, Any], str, Any]] = [
         (EXTRACTORS, "efficientnet-lite0", lambda weights, device: small_extractor("efficientnet-lite0")),
         (PROTOCOLS, "quick", QUICK),
+        (PROTOCOLS, "watch", WATCH),
         (PROTOCOLS, "paper", PAPER),
     ]
     for table, key, value in changes:

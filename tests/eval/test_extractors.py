@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import eval.__main__ as program
 from eval import extractors
 from eval.extractors import EXTRACTORS, INCEPTION_FILES, Extractor, load_extractor
 from eval.metrics import frechet_distance
-from eval.statistics import gaussian_stats
+from eval.statistics import Accumulator, gaussian_stats, save_stats
 from gan.config import EvaluationConfig
+from gan.utils import cli
 from gan.utils.errors import UserError
 
 
@@ -153,7 +155,7 @@ def with_random_statistics(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXTRACTORS)
+@pytest.mark.parametrize("name", [name for name in EXTRACTORS if not name.endswith("-bf16")])
 def test_folding_leaves_no_batchnorm_and_changes_features_by_rounding_alone(
     name: str, inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,3 +190,33 @@ def test_one_weights_file_serves_both_inceptions(inception_weights: Path) -> Non
     # layers blow up: an image still is much nearer to itself than to another.
     assert np.corrcoef(a[0], b[0])[0, 1] > 0.9
     assert np.corrcoef(a[0], b[1])[0, 1] < 0.8
+
+
+@pytest.mark.parametrize("name", ["efficientnet-lite0", pytest.param("inception", marks=pytest.mark.slow)])
+def test_bf16_is_an_extractor_of_its_own_whose_features_are_near(name: str, request: pytest.FixtureRequest) -> None:
+    weights = request.getfixturevalue("inception_weights") if name == "inception" else None
+    exact, bf16 = load_extractor(name, weights), load_extractor(f"{name}-bf16", weights)
+    assert bf16.identity == {**exact.identity, "extractor": f"{name}-bf16", "dtype": "bf16"}
+    assert "dtype" not in exact.identity, "the identity of float32 is that of scores made before"
+    before, rounded = exact(images(8)), bf16(images(8))
+    for a, b in zip(before, rounded, strict=True):
+        assert a is not None and b is not None and b.dtype == np.float32
+        between_images = np.linalg.norm(a - np.roll(a, 1, 0))
+        assert 0 < np.linalg.norm(a - b) < 0.5 * between_images
+    assert (exact(images(8))[0] == before[0]).all(), "bf16 leaves float32 as it was"
+
+
+def test_scores_of_bf16_are_refused_beside_those_of_float32(
+    lite: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bf16 = load_extractor("efficientnet-lite0-bf16")
+    stats = {}
+    for extractor in (lite, bf16):
+        provenance = {"extractor": extractor.identity, "images": {}}
+        stats[extractor.name] = tmp_path / f"{extractor.name}.npz"
+        features = extractor(images(8))[0]
+        save_stats(stats[extractor.name], Accumulator(extractor.dimensions).update(features).stats(provenance))
+    words = ["images", *map(str, stats.values()), "--extractor"]
+    for name in stats:
+        assert cli.run(lambda name=name: program.main([*words, name])) == 2
+        assert "made by another extractor (extractor: " in capsys.readouterr().err

@@ -68,7 +68,7 @@ def random_features(count: int, seed: int, shift: float = 0.0) -> Features:
 
 
 def test_settings_name_the_protocols_that_there_are() -> None:
-    assert set(PROTOCOLS) == set(EvaluationConfig.__annotations__["protocol"].__args__)
+    assert {*PROTOCOLS, "auto"} == set(EvaluationConfig.__annotations__["protocol"].__args__)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_training_scores_keeps_the_best_and_draws_the_curve(trained: Path) -> No
     assert load_generator(trained / "best").step == best["step"]
     assert load_generator(trained / "best").sample(2).shape == (2, 1, 32, 32)
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    curve = {line["step"]: line["quick/efficientnet-lite0/fid"] for line in lines if "quick/efficientnet-lite0/fid" in line}
+    curve = {line["step"]: line["watch/efficientnet-lite0/fid"] for line in lines if "watch/efficientnet-lite0/fid" in line}
     assert curve == {record["step"]: record["scores"]["fid"]["mean"] for record in records}
 
 
@@ -361,24 +361,24 @@ def test_scores_of_zero_are_recorded_like_any_other(tiny: Tiny, tmp_path: Path, 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     for name in ("kid", "precision", "recall"):
-        key = f"quick/efficientnet-lite0/{name}"
+        key = f"watch/efficientnet-lite0/{name}"
         assert [(line["step"], line[key]) for line in lines if key in line] == [(0, 0.0), (2, 0.0)]
         assert [(point.step, point.value) for point in events.Scalars(key)] == [(0, 0.0), (2, 0.0)]
 
 
 def test_a_score_during_training_is_that_of_its_checkpoint(evaluated: Path) -> None:
-    *_, trained, scored = score(evaluated, "--seed", TRAINING_SEED, protocol="quick")
+    *_, trained, scored = score(evaluated, "--seed", TRAINING_SEED, protocol="watch")
     assert (trained["step"], trained["source"], scored["source"]) == (4, "training", "command")
     assert trained["scores"] == scored["scores"]
     assert trained["series"] == scored["series"]
     # best/ is scored into the run's own file too.
     best = load_generator(evaluated / "best").step
-    assert score(evaluated / "best", protocol="quick") == []
+    assert score(evaluated / "best", protocol="watch") == []
     assert scores.read(evaluated)[-1]["step"] == best
 
 
 def test_the_best_generator_is_chosen_on_noise_that_its_score_does_not_use(evaluated: Path) -> None:
-    by_command = score(evaluated, protocol="quick")[-1]
+    by_command = score(evaluated, protocol="watch")[-1]
     trained = next(r for r in scores.read(evaluated) if r["source"] == "training" and r["step"] == by_command["step"])
     assert by_command["provenance"]["generated"] != trained["provenance"]["generated"]
     assert by_command["scores"] != trained["scores"]
