@@ -31,7 +31,7 @@ from gan.training.context import GanContext
 from gan.training.gan_state import GanState
 from gan.training.gan_step import train_step
 from gan.utils import cli
-from tests.small import QUICK, scale_down
+from tests.small import WATCH, scale_down
 
 # A server that has imported torch and started no thread: children start in milliseconds and fork nothing that hangs.
 _context = multiprocessing.get_context("forkserver")
@@ -304,7 +304,7 @@ def train_with_slow_scores(arguments: list[str], seconds: float) -> None:
     """``train.py`` where a score takes ten turns of so many ``seconds``, of 640 images in all."""
     torch.set_num_threads(1)
     scale_down()
-    PROTOCOLS["quick"] = replace(QUICK, samples=640)
+    PROTOCOLS["watch"] = replace(WATCH, samples=640)
     quick = EXTRACTORS["efficientnet-lite0"](None, torch.device("cpu"))
 
     def slow(images: Tensor) -> tuple[Tensor, Tensor | None]:
