@@ -138,8 +138,8 @@ def test_scores_are_drawn_with_their_floor_and_only_beside_comparable_ones(
     text = (tmp_path / "page.html").read_text()
     floor = line["floor"]["fid"]["mean"]
     assert text.count(f"</b> lower is better; dotted: real images, {floor:.4g}") == 2, "one panel for each extractor"
-    assert "By efficientnet-lite0 under the protocol quick, ema weights." in text
-    assert "By inception under the protocol quick, ema weights." in text
+    assert "By efficientnet-lite0 under the protocol watch, ema weights." in text
+    assert "By inception under the protocol watch, ema weights." in text
 
 
 @pytest.mark.slow
