@@ -150,7 +150,7 @@ def test_auto_passes_real_and_fake_together_where_the_mean_is_subtracted(norm: s
     (tmp_path / "a.yaml").write_text(f"model: {{discriminator: {{norm: {norm}}}}}\n")
     assert load_config(tmp_path / "a.yaml").resolve().training.d_batches == batches
     kept = load_config(tmp_path / "a.yaml", ["training.d_batches=joint_d"])
-    assert kept.resolve() == kept
+    assert kept.resolve().training == kept.training
 
 
 def test_auto_takes_whole_batches_where_a_fourth_of_one_is_no_whole_number() -> None:
