@@ -16,6 +16,7 @@ Extractor: TypeAlias = Literal[
 ]
 MIXING_NORMS = ("batch", "mean_spectral", "mean_spectral_projected")  # an image's output depends on the other images of its batch
 LIPSCHITZ_NORMS = ("spectral", "mean_spectral", "spectral_projected", "mean_spectral_projected")  # bound each weight's sigma
+QUARTER = 4  # joint_quarter: one of so many real images passes through D in G's update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class GanConfig(RunConfig):
     @property
     def images_per_pass(self) -> int:
         # Which images joint_quarter takes must not depend on the number of processes.
-        return 4 if self.resolve().training.d_batches == "joint_quarter" else 1
+        return QUARTER if self.resolve().training.d_batches == "joint_quarter" else 1
 
     def resolve(self) -> Self:
         norms, config = self.model.discriminator.norms, self
@@ -190,7 +191,7 @@ class GanConfig(RunConfig):
             return config
         form = "separate"
         if any(norm.startswith("mean_") for norm in norms):
-            whole = "batch" in norms or self.training.batch_size // self.training.accumulation % 4
+            whole = "batch" in norms or self.training.batch_size // self.training.accumulation % QUARTER
             form = "joint" if whole else "joint_quarter"
         return settings.set_value(config, "training.d_batches", form)
 

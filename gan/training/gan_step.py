@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gan.config import QUARTER
 from gan.data.stream import BatchStream
 from gan.models.losses import clip_weights, discriminator_loss, generator_loss, gradient_penalty
 from gan.models.norms import groups_of_equal_weight, power_iterate, shared_spectral_weights
@@ -92,7 +93,7 @@ def _fake_logits(discriminator: nn.Module, real: Tensor, fake: Tensor, form: str
     if form == "joint":
         return discriminator_logits(discriminator, real, fake, joint=True)[1]
     if form == "joint_quarter":
-        some = real[::4]  # the same images for any number of processes
+        some = real[::QUARTER]  # the same images for any number of processes
         with groups_of_equal_weight(discriminator, (len(some), len(fake))):
             return discriminator_logits(discriminator, some, fake, joint=True)[1]
     logits: Tensor = discriminator(fake)
