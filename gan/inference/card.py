@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from gan.config import NetworkConfig
 from gan.inference.generator import TrainedGenerator
+from gan.network_config import NetworkConfig
 from gan.runs.scores import Record
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import printable

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gan.config import DiscriminatorConfig, GanConfig, GeneratorConfig, load_config
+from gan.config import GanConfig, load_config
 from gan.models.batch_norm import BatchNorm
 from gan.models.dcgan import Discriminator, Generator
 from gan.models.mean_spectral_norm import MeanSpectralNorm
 from gan.models.spectral_norm import SpectralNorm
+from gan.network_config import DiscriminatorConfig, GeneratorConfig
 from gan.utils.errors import UserError
 from tests.conftest import command
 
