@@ -53,6 +53,7 @@ class GanTrainingConfig(TrainingConfig):
     accumulation: int = setting(1, "micro-batches in which an update is computed, to fit a large batch into memory", at_least=1)
     initial: str | None = setting(None, "run, checkpoint or export whose weights it starts with, as far as they fit", path=True)
     compile: bool = setting(False, "torch.compile both networks: worth its minutes on a GPU; not for wgan-gp")
+    cuda_graph: bool = setting(False, "launch each training step as one CUDA graph; one process on a GPU, not for wgan-gp")
     ema_decay: float = setting(
         0.999, "decay of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none", at_least=0, below=1
     )
@@ -186,6 +187,11 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
         not config.training.compile or config.loss.name != "wgan-gp",
         "training.compile",
         "torch.compile has no second derivative, which the gradient penalty takes. Set training.compile=false or another loss.",
+    )
+    require(
+        not config.training.cuda_graph or config.loss.name != "wgan-gp",
+        "training.cuda_graph",
+        "the gradient penalty is differentiated twice, which is not captured. Set training.cuda_graph=false or another loss.",
     )
     clip = config.loss.clip
     require(

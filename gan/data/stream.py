@@ -12,6 +12,7 @@ from torch import Tensor
 from gan.data.datasets import ImageDataset
 from gan.data.loader import decode_batches
 from gan.utils import keyed_random
+from gan.utils.devices import copy_to
 from gan.utils.settings import RunConfig
 
 
@@ -79,7 +80,7 @@ class BatchStream:
     def batch(self, update: int) -> Tensor:
         """Return this rank's real images of D ``update``: (local_size, C, S, S) float32 in [-1, 1], on the device."""
         if self.pixels is not None:
-            images = self.pixels[torch.from_numpy(self._indices(update)).to(self.pixels.device)]
+            images = self.pixels[copy_to(torch.from_numpy(self._indices(update)), self.pixels.device)]
         else:
             self.prepare([update])
             images = self._ready.pop(update)
@@ -87,8 +88,8 @@ class BatchStream:
         if self.config.data.crop_padding:
             images = self._cropped(images, update)
         if self.config.data.flip:
-            flip = self.shard.draw(self._draw_flips, update).view(-1, 1, 1, 1).to(self.device, torch.bool)
-            images = torch.where(flip, images.flip(3), images)
+            flip = self.shard.draw(self._draw_flips, update).view(-1, 1, 1, 1)
+            images = torch.where(copy_to(flip != 0, self.device), images.flip(3), images)
         return images.float() / 127.5 - 1
 
     def _draw_flips(self, start: int, count: int) -> NDArray[np.uint64]:
@@ -103,7 +104,7 @@ class BatchStream:
             words = keyed_random.raw(self.config.seed, "crop", start, count, 2)
             return (words % np.uint64(2 * padding + 1)).astype(np.int64)
 
-        first = self.shard.draw(draw, update).to(self.device)
+        first = copy_to(self.shard.draw(draw, update), self.device)
         kept = first[:, :, None] + torch.arange(size, device=self.device)  # B 2 S
         rows, columns = kept[:, 0, None, :, None], kept[:, 1, None, None, :]  # B 1 S 1, B 1 1 S
         padded = torch.nn.functional.pad(images, [padding] * 4)
@@ -113,7 +114,7 @@ class BatchStream:
     def labels(self, update: int) -> Tensor:
         """Return the class indices of the images of ``batch(update)``: (local_size,) int64, on the device."""
         labels = self.images.labels.class_indices[self._indices(update)]
-        return torch.from_numpy(labels).to(self.device, non_blocking=True)
+        return copy_to(torch.from_numpy(labels), self.device)
 
     def prepare(self, updates: Iterable[int], stopping: Callable[[], bool] = lambda: False) -> None:
         """Wait for the images of ``updates``, which ``batch`` then has at hand. Return early when ``stopping()`` is true.

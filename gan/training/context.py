@@ -11,6 +11,7 @@ from gan.config import GanConfig
 from gan.data.datasets import ImageDataset
 from gan.data.stream import BatchShard
 from gan.utils import keyed_random
+from gan.utils.devices import copy_to
 from gan.utils.distributed import agree_on_errors
 from gan.utils.progress import follow
 from gan.utils.settings import C
@@ -82,9 +83,9 @@ class GanContext(TrainContext[GanConfig]):
         """Return this process's z ~ N(0, I) for one ``update`` of a player: (local batch, latent_dim)."""
         config = self.config
         z = self.shard.draw(lambda start, n: keyed_random.normal(config.seed, purpose, start, n, config.model.latent_dim), update)
-        return z.to(self.device, self.dtype, non_blocking=True)
+        return copy_to(z, self.device, self.dtype)
 
     def mixing_weights(self, update: int) -> Tensor:
         """Return this process's epsilon of the gradient penalty, uniform on (0, 1]: (local batch,)."""
         epsilon = self.shard.draw(lambda start, n: keyed_random.uniform(self.config.seed, "penalty", start, n), update)
-        return epsilon[:, 0].to(self.device, self.dtype, non_blocking=True)
+        return copy_to(epsilon[:, 0], self.device, self.dtype)

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,17 +63,27 @@ def set_learning_rates(state: GanState, config: GanConfig, step: int) -> None:
     factor = 1 - step / config.training.steps if config.optimizer.decay == "linear" else 1.0
     for optimizer, rate in ((state.g_optimizer, config.optimizer.g_lr), (state.d_optimizer, config.optimizer.d_lr)):
         for group in optimizer.param_groups:
-            group["lr"] = rate * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+
+def ema_weight(updates: int, decay: float) -> float:
+    """Return the weight of the generator in its average after its ``updates``-th update.
+
+    It is 1 - ``decay``, and larger at first: the decay is warmed up as (1 + n) / (10 + n), so that the initial weights do not
+    stay in the average of a short run.
+    """
+    return 1 - min(decay, (1 + updates) / (10 + updates))
 
 
 @torch.no_grad()
-def update_ema(generator_ema: nn.Module, generator: nn.Module, updates: int, decay: float) -> None:
-    """Move ``generator_ema`` towards ``generator`` after its ``updates``-th update, buffers included.
+def update_ema(generator_ema: nn.Module, generator: nn.Module, weight: float | Tensor) -> None:
+    """Move ``generator_ema`` towards ``generator`` by the share ``weight``, buffers included.
 
-    The decay is warmed up as (1 + n) / (10 + n), so that the initial weights do not stay in the average of a short run.
     Singular vectors are not averaged: they follow the averaged weights by a power iteration of their own.
     """
-    decay = min(decay, (1 + updates) / (10 + updates))
     singular = {id(b) for m in generator_ema.modules() if isinstance(m, SpectralNorm) for b in (m.u, m.v)}
     targets: list[Tensor] = list(generator_ema.parameters())
     sources: list[Tensor] = list(generator.parameters())
@@ -83,7 +94,7 @@ def update_ema(generator_ema: nn.Module, generator: nn.Module, updates: int, dec
             targets.append(target)
             sources.append(source)
     for target, source in zip(targets, sources, strict=True):
-        target.lerp_(source, 1 - decay)
+        target.lerp_(source, weight)
     power_iterate(generator_ema)
 
 
@@ -92,8 +103,25 @@ def snapshot(state: GanState, step: int, config: GanConfig, data: str) -> Checkp
     weights = {"generator": state.generator.state_dict(), "discriminator": state.discriminator.state_dict()}
     if state.generator_ema is not None:
         weights["ema"] = state.generator_ema.state_dict()
-    optimizers = {"generator": state.g_optimizer.state_dict(), "discriminator": state.d_optimizer.state_dict()}
+    optimizers = {"generator": _saved(state.g_optimizer), "discriminator": _saved(state.d_optimizer)}
     return Checkpoint(step, weights, optimizers, to_yaml(config), data)
+
+
+def _saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of ``optimizer`` in the same form whether its updates are part of a CUDA graph or not."""
+    saved = optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"]), "capturable": False} for group in saved["param_groups"]]
+    return {**saved, "param_groups": groups}
+
+
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Keep all that an update of ``optimizer`` changes or reads on the device, as a CUDA graph of it needs."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["capturable"] = device.type != "cpu"  # which torch's RMSprop refuses on a CPU
+        group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)  # what fused Adam takes on CUDA
+        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+            state["step"] = state["step"].to(device)
 
 
 def restore(state: GanState, checkpoint: Checkpoint) -> None:

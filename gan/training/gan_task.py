@@ -23,8 +23,8 @@ from gan.runs.scores import Score
 from gan.runs.status import WARM_UP
 from gan.training import health
 from gan.training.context import GanContext, Metrics
+from gan.training.cuda_graph import step_function
 from gan.training.gan_state import build_state, restore, snapshot
-from gan.training.gan_step import train_step
 from gan.training.loop import due, run_training
 from gan.training.memory_estimate import gan_bytes, require_memory
 from gan.utils.distributed import agree_on_errors, on_main
@@ -74,6 +74,7 @@ class GanTask:
             require_memory(config, gan_bytes(config, shard.local_size), device)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.state = build_state(self.context)
+        self._take_step = step_function(self.state, self.stream, self.context)
         self.scorer: GeneratorScorer | None = None
         self.images_per_step = config.training.batch_size * config.training.d_steps
         self._last_health: dict[str, float] | None = None  # of the last record; None: not read yet
@@ -102,11 +103,12 @@ class GanTask:
         self.stream.prepare(range(number * updates, (number + 1) * updates), stopping)
 
     def step(self, number: int) -> Metrics:
-        return train_step(self.state, self.stream, number, self.context)
+        return self._take_step(number)
 
     def learning_rates(self) -> dict[str, float]:
         state = self.state
-        return {"d_lr": state.d_optimizer.param_groups[0]["lr"], "g_lr": state.g_optimizer.param_groups[0]["lr"]}
+        optimizers = {"d_lr": state.d_optimizer, "g_lr": state.g_optimizer}
+        return {name: float(optimizer.param_groups[0]["lr"]) for name, optimizer in optimizers.items()}
 
     def headline(self, values: dict[str, float]) -> str:
         return f"D {values['d_loss']:.3f}  G {values['g_loss']:.3f}"

@@ -1,6 +1,7 @@
 """Devices by name, checked before anything is computed on them."""
 
 import torch
+from torch import Tensor
 
 from gan.utils.errors import UserError
 
@@ -15,3 +16,9 @@ def usable_device(name: str | torch.device) -> torch.device:
         here += ["mps"] if torch.backends.mps.is_available() else []
         raise UserError(f"device {str(name)!r}: not a device of this machine, which has {', '.join(here)}.") from None
     return device
+
+
+def copy_to(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return ``tensor``, of the host, on ``device``. The host does not wait for a GPU: it copies from pinned memory."""
+    source = tensor.pin_memory() if device.type == "cuda" else tensor
+    return source.to(device, dtype or tensor.dtype, non_blocking=True)

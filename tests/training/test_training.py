@@ -17,7 +17,7 @@ from gan.data.datasets import load_images
 from gan.data.stream import BatchStream
 from gan.runs import checkpoints
 from gan.training.context import GanContext
-from gan.training.gan_state import GanState, build_state, update_ema
+from gan.training.gan_state import GanState, build_state, ema_weight, update_ema
 from gan.training.gan_step import discriminator_logits, train_step, update_discriminator, update_generator
 from gan.utils.settings import DataConfig, set_value
 from tests.conftest import TINY, again, command
@@ -82,7 +82,7 @@ def test_a_generator_update_with_joint_batches_completes_the_batch_with_real_ima
         completing = real[::4].repeat_interleave(4, 0) if batches == "joint_quarter" else real
         scores = state.discriminator(torch.cat([completing, state.generator(context.noise("g_noise", 0))]))[len(real) :]
         expected = float(nn.functional.softplus(-scores).mean())
-        metrics = update_generator(state, real, 0, context)
+        metrics = update_generator(state, real, context.noise("g_noise", 0), context)
         assert math.isclose(float(metrics["g_loss"]), expected, rel_tol=1e-9) is (batches != "separate")
         grads.append(gradients(state.generator))
     assert len({float(g["layers.9.bias"].norm()) for g in grads}) == 3
@@ -91,7 +91,7 @@ def test_a_generator_update_with_joint_batches_completes_the_batch_with_real_ima
 def test_a_generator_update_leaves_the_discriminator_alone() -> None:
     state, stream, context = start()
     before = {k: v.clone() for k, v in state.discriminator.named_parameters()}
-    update_generator(state, stream.batch(0).double(), 0, context)
+    update_generator(state, stream.batch(0).double(), context.noise("g_noise", 0), context)
     assert all(torch.equal(v, before[k]) for k, v in state.discriminator.named_parameters())
     assert gradients(state.discriminator) == {}
     assert all(p.requires_grad for p in state.discriminator.parameters())
@@ -103,7 +103,7 @@ def test_a_discriminator_update_leaves_the_generator_alone_and_iterates_once() -
     matrix, u = norm.layer.weight.detach().flatten(1), norm.u.clone()
     v = nn.functional.normalize(matrix.T @ u, dim=0)
     expected = nn.functional.normalize(matrix @ v, dim=0)
-    update_discriminator(state, stream.batch(0).double(), torch.zeros(8, 1, 32, 32).double(), 0, context)
+    update_discriminator(state, stream.batch(0).double(), torch.zeros(8, 1, 32, 32).double(), context)
     assert torch.allclose(norm.u, expected)
     assert gradients(state.generator) == {}
 
@@ -138,10 +138,10 @@ def test_the_average_of_a_constant_is_the_constant_and_of_a_jump_the_geometric_s
         nn.init.constant_(module.weight, value)
         module.running_mean.fill_(value)
     for update in range(1, 101):
-        update_ema(average, source, update + 10**9, 0.9)  # long after the warm-up
+        update_ema(average, source, ema_weight(update + 10**9, 0.9))  # long after the warm-up
     assert float(average.weight.detach()) == pytest.approx(1 - 0.9**100)
     assert float(average.running_mean) == pytest.approx(1 - 0.9**100)  # buffers too
-    update_ema(average, source, 1, 0.999)
+    update_ema(average, source, ema_weight(1, 0.999))
     assert float(average.weight.detach()) > 0.8  # at first it follows: (1 + 1) / (10 + 1)
 
 
@@ -201,7 +201,7 @@ def test_the_discriminator_learns_to_tell_digits_from_an_untrained_generator() -
     for update in range(40):
         with torch.no_grad():
             fake = state.generator(context.noise("d_noise", update))
-        losses.append(float(update_discriminator(state, stream.batch(update).double(), fake, update, context)["d_loss"]))
+        losses.append(float(update_discriminator(state, stream.batch(update).double(), fake, context)["d_loss"]))
     assert losses[-1] < 0.4 < losses[0]  # at chance it is 1.39
 
 
