@@ -68,6 +68,21 @@ def _fitting(network: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
     return [key for key in same if key in parameters or _layer(key) not in changed]
 
 
+def _means_as_biases(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return ``saved`` with the biases of SN layers for which it has MSN layers.
+
+    In evaluation mode MSN adds m - E[h] to each channel, so it is SN with that bias. A layer with a gain is no SN layer.
+    """
+    found = dict(saved)
+    for key in saved:
+        layer, _, name = key.rpartition(".")
+        bias = f"{layer}.layer.bias"
+        is_msn = name == "m" and f"{layer}.running_mean" in saved and f"{layer}.gain" not in saved
+        if is_msn and key not in own and bias in own:
+            found[bias] = saved[key] - saved[f"{layer}.running_mean"]
+    return found
+
+
 def _layer(key: str) -> str:
     """Return the layer of a network that the tensor ``key`` is in: "layers.3" of "layers.3.layer.weight"."""
     return ".".join(key.split(".")[:2])
@@ -83,10 +98,11 @@ def load_fitting(networks: Mapping[str, nn.Module], initial: InitialWeights) -> 
         source = next((other for other in _SOURCES[name] if other in initial.weights), None)
         saved = initial.weights[source] if source else {}
         own = network.state_dict()
-        fitting = _fitting(network, saved)
+        given = _means_as_biases(own, saved)
+        fitting = _fitting(network, given)
         with torch.no_grad():
             for key in fitting:
-                own[key].copy_(saved[key])
+                own[key].copy_(given[key])
         checksum = checkpoints.checksum(source, saved) if source else None
         left = [key for key in own if key not in fitting]
         record["networks"][name] = {"from": source, "sha256": checksum, "loaded": fitting, "left": left}

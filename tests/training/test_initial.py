@@ -11,9 +11,11 @@ import torch
 import gan.__main__
 import train as program
 from gan.runs import checkpoints
+from gan.runs.initial_weights import InitialWeights, load_fitting
 from gan.utils import cli
 from tests.conftest import command
 from tests.training.test_resume import contents
+from tests.training.test_training import start
 from tests.workers import run_together, train_here
 
 Tiny = Callable[..., list[str]]
@@ -141,3 +143,28 @@ def test_a_dry_run_names_the_weights_and_the_other_run_may_not_change_later(
     assert command(tiny("training.steps=1")) == 0
     assert command(tiny("training.steps=2", f"training.initial={run}")) == 2
     assert "training.initial: None ->" in capsys.readouterr().err
+
+
+def test_sn_starts_as_the_msn_network_is_in_evaluation_mode() -> None:
+    states = {}
+    for norm in ("mean_spectral", "spectral"):
+        states[norm], stream, _ = start(f"model.discriminator.norm={norm}", f"seed={len(states)}")
+    msn, sn = (states[norm].discriminator for norm in ("mean_spectral", "spectral"))
+    images = stream.batch(0).double()
+    for _ in range(50):
+        msn(images)  # running means
+    initial = InitialWeights(Path("msn"), 7, {"discriminator": msn.state_dict()})
+    record = load_fitting({"discriminator": sn}, initial)
+    assert record["networks"]["discriminator"]["left"] == []
+    expected = msn.eval()(images)
+    assert torch.allclose(sn(images), expected, rtol=1e-9)
+    assert expected.std() > 0
+
+    # A layer with a gain is not an SN layer with another bias.
+    with_gain = start("model.discriminator.norm=mean_spectral", "model.discriminator.gain=true")[0].discriminator
+    sn = start("model.discriminator.norm=spectral")[0].discriminator
+    for _ in range(5):
+        with_gain(images)
+    load_fitting({"discriminator": sn}, InitialWeights(Path("msn"), 7, {"discriminator": with_gain.state_dict()}))
+    assert torch.equal(sn.layers[0].layer.bias, with_gain.layers[0].layer.bias)
+    assert not torch.allclose(with_gain.layers[0].m, with_gain.layers[0].running_mean)
