@@ -4,14 +4,14 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks import growth, norms, scoring, steps
+from benchmarks import gpu, growth, norms, scoring, steps
 from benchmarks.alternating import ROOT
 from benchmarks.measurements import HEAD, Row, Suite
 from benchmarks.short import short_table
@@ -54,7 +54,9 @@ def machine() -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = cli.Parser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all of these); or gpu, alone"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images: at most 5 minutes on two cores")
     parser.add_argument("--data", type=cli.path, metavar="ZIP", help="images in class folders (default: random images)")
     parser.add_argument("--scored", type=cli.whole_number(50), metavar="N", help="images for the part scoring (default: 500)")
@@ -63,8 +65,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")
     options = parser.parse_args(arguments)
-    if unknown := set(options.parts) - set(PARTS):
-        raise UserError(f"{', '.join(sorted(unknown))}: no such part. Choose from {', '.join(PARTS)}.")
+    on_gpu = options.parts == ["gpu"]
+    if unknown := set(options.parts) - ({"gpu"} if on_gpu else set(PARTS)):
+        raise UserError(f"{', '.join(sorted(unknown))}: no such part. Choose from {', '.join(PARTS)}, or gpu alone.")
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("gpu: no CUDA device is available here. The other parts measure the CPU.")
     if options.data is not None and not (options.data.is_file() and options.data.suffix == ".zip"):
         raise UserError(f"--data {options.data}: expected an existing .zip of images.")
     print(machine(), flush=True)
@@ -72,9 +77,24 @@ def main(arguments: Sequence[str]) -> int:
         print(norms.profiles())
         return 0
     suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
+    return _measure_gpu(suite, write=options.write) if on_gpu else _measure(suite, options.parts or PARTS, write=options.write)
+
+
+def _measure_gpu(suite: Suite, *, write: bool) -> int:
+    """Measure the GPU, and ``write`` the tables into its page. Return the exit code."""
+    name = f"{torch.cuda.get_device_name()}; torch {torch.__version__}; {datetime.now(UTC).date()}"
+    tables = gpu.report(suite)
+    print(f"{name}\n\n{tables}")
+    if write:
+        _write("docs/gpu.md", f"\n{name}.\n\n{tables}\n")
+    return _report_failures(suite)
+
+
+def _measure(suite: Suite, parts: Iterable[str], *, write: bool) -> int:
+    """Measure ``parts`` on the CPU, and ``write`` their table into docs/speed.md, that of all parts into the README too."""
     found: list[Row] = []
     try:
-        for part in options.parts or PARTS:
+        for part in parts:
             began = time.monotonic()
             lines = PARTS[part](suite)
             found += lines
@@ -83,12 +103,16 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         suite.temporary.cleanup()
     print(short_table(found))
+    if write:
+        _write("docs/speed.md", f"\n{machine()}.\n\n{_table(found)}\n")
+        if not suite.quick and parts is PARTS:
+            _write("README.md", README.format(machine=machine(), table=short_table(found)))
+    return _report_failures(suite)
+
+
+def _report_failures(suite: Suite) -> int:
     for failure in suite.failed:
         print(f"check failed: {failure}")
-    if options.write:
-        _write("docs/speed.md", f"\n{machine()}.\n\n{_table(found)}\n")
-        if not options.quick and not options.parts:
-            _write("README.md", README.format(machine=machine(), table=short_table(found)))
     return 1 if suite.failed else 0
 
 

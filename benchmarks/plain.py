@@ -99,28 +99,38 @@ def wgan_g_loss(network: nn.Module, fake: Tensor) -> Tensor:
 class Loop:
     """Both networks, their optimisers and a training step: SNGAN's loss, or without a norm WGAN-GP's, with five D updates."""
 
-    def __init__(self, norm: str, folder: Path, batch: int, *, bf16: bool = False) -> None:
-        self.generator, self.discriminator = initialise(generator()), initialise(discriminator(norm))
+    def __init__(
+        self, norm: str, folder: Path, batch: int, *, bf16: bool = False, device: str = "cpu", compiled: bool = False
+    ) -> None:
+        self.generator, self.discriminator = (initialise(network).to(device) for network in (generator(), discriminator(norm)))
+        for network in (self.generator, self.discriminator) if compiled else ():
+            network.compile()
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), 2e-4, (0.5, 0.999))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 2e-4, (0.5, 0.999))
         self.batches, self.batch = batches(folder, batch), batch
-        self.wgan_gp, self.bf16 = norm == "none", bf16
+        self.wgan_gp, self.bf16, self.device = norm == "none", bf16, torch.device(device)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def noise(self) -> Tensor:
+        return torch.randn(self.batch, LATENT, device=self.device)
 
     def step(self) -> tuple[float, float]:
         for _ in range(5 if self.wgan_gp else 1):
-            real = next(self.batches)
+            real = next(self.batches).to(self.device)
             self.d_optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                fake = self.generator(torch.randn(self.batch, LATENT)).detach()
+            with self.autocast():
+                fake = self.generator(self.noise()).detach()
                 if self.wgan_gp:
-                    d = wgan_gp_d_loss(self.discriminator, real, fake, torch.rand(self.batch))
+                    d = wgan_gp_d_loss(self.discriminator, real, fake, torch.rand(self.batch, device=self.device))
                 else:
                     d = d_loss(self.discriminator, real, fake)
             d.backward()
             self.d_optimizer.step()
         self.g_optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            fake = self.generator(torch.randn(self.batch, LATENT))
+        with self.autocast():
+            fake = self.generator(self.noise())
             g = wgan_g_loss(self.discriminator, fake) if self.wgan_gp else g_loss(self.discriminator, fake)
         g.backward()
         self.g_optimizer.step()

@@ -50,9 +50,10 @@ class _Count(TorchDispatchMode):
         return result
 
 
-def count(name: str, batch: int) -> Cost:
+def count(name: str, batch: int, d_batches: str = "auto") -> Cost:
     """Return the cost of a float32 step of ``configs/NAME.yaml`` at full size and ``batch``, on the embedded digits."""
     overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
+    overrides.append(f"training.d_batches={d_batches}")
     config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
     state, stream, context = prepare(config, cpu=True)
     train_step(state, stream, 0, context)  # creates the state of the optimisers

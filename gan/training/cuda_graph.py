@@ -76,6 +76,11 @@ class GraphedStep:
             return self._replay()
         return self._capture.warm_up(self._update) if self._capture is not None else self._update()
 
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replayed by now."""
+        return self._replay is not None
+
     def _update(self) -> Metrics:
         assert self._inputs is not None
         return update_networks(self.state, self._inputs, self.context)
