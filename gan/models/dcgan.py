@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gan.models.memory_layout import Flatten
 from gan.models.norms import Layer, iterate_explicitly, normalize
 
 SLOPE = 0.1  # of LeakyReLU, in the discriminator
@@ -99,7 +100,7 @@ class Discriminator(nn.Module):
             layers += [normalized, nn.LeakyReLU(SLOPE, inplace=True)]
             before = after
         dense = _initialise(nn.Linear(8 * c * (image_size // 8) ** 2, 1), init_std)
-        self.layers = iterate_explicitly(nn.Sequential(*layers, nn.Flatten(), normalize(dense, last, output=True)))
+        self.layers = iterate_explicitly(nn.Sequential(*layers, Flatten(), normalize(dense, last, output=True)))
 
     def forward(self, images: Tensor) -> Tensor:
         scores: Tensor = self.layers(images)

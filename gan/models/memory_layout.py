@@ -1,10 +1,10 @@
-"""Sums over images, and weights as matrices, each computed in memory order."""
+"""Sums over images, weights as matrices and flattened images, each computed in memory order."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Reorder: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -41,15 +41,47 @@ def summed_image(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the sum of images (B, C, H, W) over the batch as (H W, C), in ``dtype``."""
     channels = x.shape[1]
     if _is_channels_last(x):
-        return x.permute(0, 2, 3, 1).flatten(1).sum(0, dtype=dtype).view(-1, channels)
-    return x.flatten(1).sum(0, dtype=dtype).view(channels, -1).T
+        return _sum_of_rows(x.permute(0, 2, 3, 1).flatten(1), dtype).view(-1, channels)
+    return _sum_of_rows(x.flatten(1), dtype).view(channels, -1).T
 
 
 def channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the sum of (B, C, H, W) over all but the channels, (C,), in ``dtype``."""
     if not _is_channels_last(x):
         return x.sum((0, 2, 3), dtype=dtype)
-    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0, dtype=dtype)
+    return _sum_of_rows(x.permute(0, 2, 3, 1).flatten(0, 2), dtype)
+
+
+def _sum_of_rows(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum of ``rows`` (R, N) as (N,), in ``dtype``. Sums of bf16 on a CPU are rounded to bf16 at the end."""
+    if rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
+        # torch would sum a float32 copy of the tensor, which takes eight times as long. A product accumulates in float32.
+        return (rows.new_ones(1, len(rows)) @ rows)[0].to(dtype)
+    return rows.sum(0, dtype=dtype)
+
+
+class ChannelsLastGradient(torch.autograd.Function):
+    """x (B, C, H, W) -> x, whose gradient is stored channels last, as that of a convolution is.
+
+    The gradient of a flattened x is not. An activation's backward pass then meets two memory layouts, which takes eight times
+    as long.
+    """
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+
+class Flatten(nn.Module):
+    """(B, C, H, W) -> (B, C H W), with a gradient that is stored channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat: Tensor = ChannelsLastGradient.apply(x).flatten(1)
+        return flat
 
 
 def subtract_image(x: Tensor, image: Tensor) -> None:
