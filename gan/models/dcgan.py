@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gan.models.convolution import FastConv2d, FastConvTranspose2d
 from gan.models.memory_layout import Flatten
 from gan.models.norms import Layer, iterate_explicitly, normalize
 
@@ -59,9 +60,9 @@ class Generator(nn.Module):
             nn.Unflatten(1, (8 * c, stem, stem)),
         ]
         for wide, own in zip((8 * c, 4 * c, 2 * c), others, strict=True):
-            up = nn.ConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=_uses_bias(own))
+            up = FastConvTranspose2d(wide, wide // 2, 4, 2, 1, bias=_uses_bias(own))
             layers += [normalize(_initialise(up, init_std), own, gain=gain), nn.ReLU(inplace=True)]
-        image = nn.Conv2d(c, image_channels, 3, 1, 1)
+        image = FastConv2d(c, image_channels, 3, 1, 1)
         layers += [normalize(_initialise(image, init_std), last, output=True), nn.Tanh()]
         self.layers = iterate_explicitly(nn.Sequential(*layers))
 
@@ -95,7 +96,7 @@ class Discriminator(nn.Module):
         before = image_channels
         shapes = (3, 1, c), (4, 2, c), (3, 1, 2 * c), (4, 2, 2 * c), (3, 1, 4 * c), (4, 2, 4 * c), (3, 1, 8 * c)
         for (kernel, stride, after), own in zip(shapes, hidden, strict=True):
-            conv = _initialise(nn.Conv2d(before, after, kernel, stride, 1), init_std)
+            conv = _initialise(FastConv2d(before, after, kernel, stride, 1), init_std)
             normalized = normalize(conv, own, gain=gain, twice_differentiable=twice_differentiable)
             layers += [normalized, nn.LeakyReLU(SLOPE, inplace=True)]
             before = after

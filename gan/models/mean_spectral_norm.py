@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, arguments_of
-from gan.models.spectral_norm import Layer, SpectralNorm, apply_layer, full_precision, is_autocast
+from gan.models.convolution import Layer, apply_layer, arguments_of
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction
+from gan.models.precision import full_precision, is_autocast
+from gan.models.spectral_norm import SpectralNorm
 
 
 class MeanSpectralNorm(SpectralNorm):

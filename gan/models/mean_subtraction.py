@@ -4,12 +4,13 @@ For the output of a convolution, the mean and its gradient come from linearity, 
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan.models.all_reduce import mean_over_processes, processes, sum_over_processes
+from gan.models.convolution import ConvolutionArguments, convolution_gradients
 from gan.models.memory_layout import as_matrix, channel_sums, subtract_image, summed_image
 
 
@@ -30,23 +31,6 @@ class MeanSubtraction(torch.autograd.Function):
         g_m = channel_sums(gradient, torch.promote_types(gradient.dtype, torch.float32))
         mean = mean_over_processes(g_m / (gradient.numel() // len(g_m)))
         return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
-
-
-class ConvolutionArguments(NamedTuple):
-    """The arguments that torch.convolution and its backward pass take after input, weight and bias."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    transposed: bool
-    output_padding: tuple[int, ...]
-    groups: int
-
-
-def arguments_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> ConvolutionArguments:
-    """Return the arguments of a layer whose padding is given in numbers."""
-    assert not isinstance(layer.padding, str)
-    return ConvolutionArguments(layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
 
 
 class MeanSubtractedConvolution(torch.autograd.Function):
@@ -93,30 +77,23 @@ class MeanSubtractedConvolution(torch.autograd.Function):
         rounded = weight.to(x.dtype)
         values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
-        def convolution_backward(gradient: Tensor, *, bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-            mask = [need_x, need_weight, bias]
-            result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-                gradient, x, rounded, [len(m)], *arguments, mask
-            )
-            return result
-
         if 3 * gradient.numel() <= 2 * x.numel():
             g_m = channel_sums(gradient, weight.dtype)
             s = sum_over_processes(g_m) / values
             parts = [part - (s * share).to(part.dtype).view(1, -1, 1, 1) for part, share in _shares(gradient, groups)]
-            g_x, g_weight, _ = convolution_backward(parts[0] if len(parts) == 1 else torch.cat(parts), bias=False)
+            centred = parts[0] if len(parts) == 1 else torch.cat(parts)
+            g_x, g_weight = convolution_gradients(centred, x, rounded, arguments, (need_x, need_weight, False))[:2]
             return g_x, g_weight, g_m, None, None
-        # torch computes the bias's gradient only together with the weight's.
-        g_x, g_weight, g_m = convolution_backward(gradient, bias=need_weight)
-        g_m = g_m.to(weight.dtype) if need_weight else channel_sums(gradient, weight.dtype)
-        if need_x:
+        g_x, g_weight, g_bias = convolution_gradients(gradient, x, rounded, arguments, (need_x, need_weight, need_weight))
+        g_m = g_bias.to(weight.dtype) if g_bias is not None else channel_sums(gradient, weight.dtype)
+        if g_x is not None:
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
             s = sum_over_processes(g_m) / processes()  # without the number of positions, by which the windows divide
             above = _patch_gradient(rounded.to(weight.dtype), s, arguments)  # kernel C
             image = windows.T @ above
             for part, share in _shares(g_x, groups):
                 subtract_image(part, (image * share).to(part.dtype))
-        if need_weight:
+        if g_weight is not None:
             g_weight = g_weight.to(weight.dtype)
             # The outer product of s and the mean patch. The patch contains the divisor of s.
             taps = patch.unflatten(0, weight.shape[2:]).permute(2, 0, 1)  # C kernel-height kernel-width

@@ -7,10 +7,10 @@ is initialised: every process must then run the same layers on the same number o
 from torch import nn
 
 from gan.models.batch_norm import BatchNorm
+from gan.models.convolution import Layer
 from gan.models.mean_spectral_norm import MeanShift, MeanSpectralNorm, groups_of_equal_weight
 from gan.models.projected_norms import ProjectedMeanSpectralNorm, ProjectedSpectralNorm
 from gan.models.spectral_norm import (
-    Layer,
     SpectralNorm,
     iterate_explicitly,
     power_iterate,

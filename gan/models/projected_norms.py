@@ -6,7 +6,8 @@ from torch import Tensor
 
 from gan.models.mean_spectral_norm import MeanSpectralNorm
 from gan.models.memory_layout import as_matrix
-from gan.models.spectral_norm import SpectralNorm, divide_by, full_precision, power_of_two
+from gan.models.precision import full_precision
+from gan.models.spectral_norm import SpectralNorm, divide_by, power_of_two
 
 SQUARINGS = 8  # of W W^T: as many as 256 power iterations
 

@@ -2,26 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, TypeAlias, TypeVar, cast
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan.models.convolution import Layer, apply_layer
 from gan.models.memory_layout import as_matrix
-
-Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-
-
-def full_precision(device: str) -> AbstractContextManager[Any]:
-    """Return a context without autocast. Where there is none, it is empty: entering autocast costs more than some layers."""
-    return torch.autocast(device, enabled=False) if is_autocast(device) else nullcontext()
-
-
-def is_autocast(device: str) -> bool:
-    """Return whether autocast is on. torch raises an error when it is asked about "meta", where nothing is computed."""
-    return device != "meta" and torch.is_autocast_enabled(device)
+from gan.models.precision import full_precision
 
 
 def require_supported(layer: nn.Module) -> None:
@@ -187,19 +177,6 @@ class _DivideBySigma(torch.autograd.Function):
             across = across.contiguous(memory_format=torch.channels_last)
         result.addcmul_((u * share).view([-1 if d == outputs else 1 for d in range(weight.dim())]), across, value=-1)
         return result, None, None, None
-
-
-def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the output of ``layer`` for ``x``, with ``weight`` and ``bias`` in place of its own."""
-    if isinstance(layer, nn.Conv2d):
-        output: Tensor = layer._conv_forward(x, weight, bias)
-        return output
-    if isinstance(layer, nn.ConvTranspose2d):
-        assert not isinstance(layer.padding, str)
-        return F.conv_transpose2d(
-            x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
-        )
-    return F.linear(x, weight, bias)
 
 
 def power_iterate(network: nn.Module) -> None:

@@ -1,0 +1,157 @@
+"""The gradient of a large weight as one product is that of torch's convolution."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gan.models import convolution
+from gan.models.convolution import FastConv2d, FastConvTranspose2d, apply_layer, arguments_of, convolution_gradients
+from gan.models.dcgan import Discriminator, Generator
+from gan.models.memory_layout import Flatten, channel_sums, summed_image
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[nn.Conv2d | nn.ConvTranspose2d, Tensor]:
+    """A layer in float64 and its input, such that the output is not empty."""
+    kernel, stride, padding, size = (draw(st.integers(1, n)) for n in (4, 3, 3, 7))
+    padding = min(padding - 1, kernel - 1)
+    inputs, outputs, batch = (draw(st.integers(1, 4)) for _ in range(3))
+    size = max(size, kernel)
+    if draw(st.booleans()):
+        extra = draw(st.integers(0, stride - 1))
+        layer: Any = nn.ConvTranspose2d(inputs, outputs, kernel, stride, min(padding, (kernel - 1) // 2), extra)
+    else:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, padding)
+    torch.manual_seed(draw(st.integers(0, 9)))
+    x = torch.randn(batch, inputs, size, size + draw(st.integers(0, 2))).double()
+    return layer.double(), x.to(memory_format=draw(st.sampled_from([torch.channels_last, torch.contiguous_format])))
+
+
+@given(layers())
+@settings(deadline=None, max_examples=150)
+def test_the_product_gives_the_gradients_of_the_convolution(case: tuple[nn.Conv2d | nn.ConvTranspose2d, Tensor]) -> None:
+    layer, x = case
+    x.requires_grad_(True)
+    output = layer(x)
+    gradient = torch.randn_like(output)
+    expected = torch.autograd.grad(output, [x, layer.weight, layer.bias], gradient)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "_computes_in_bf16", lambda x: True)  # the same product, in float64
+        patch.setattr(convolution, "_WORTH_A_PRODUCT", 0)
+        found = convolution_gradients(gradient, x.detach(), layer.weight.detach(), arguments_of(layer), (True, True, True))
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None
+        assert a.shape == b.shape
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of weights whose gradient torch's convolution computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_torch: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.name() == "aten::convolution_backward" and args[-1][1]:
+            self.by_torch.append(tuple(args[2].shape))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral", "mean_spectral"])
+def test_bf16_gradients_of_the_networks_are_those_of_torch_and_large_weights_take_the_product(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    d = Discriminator(channels=32, image_channels=3, image_size=32, norm=norm).to(memory_format=torch.channels_last)
+    g = Generator(latent_dim=8, channels=32, image_channels=3, image_size=32, norm="batch").to(memory_format=torch.channels_last)
+    z, found = torch.randn(16, 8), []
+    for worth in (convolution._WORTH_A_PRODUCT, 10**9):
+        monkeypatch.setattr(convolution, "_WORTH_A_PRODUCT", worth)
+        d.zero_grad()
+        g.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16), Products() as seen:
+            images = g(z)
+            loss = d(images).float().square().mean() + images.float().square().mean()
+            loss.backward()
+        found.append(([p.grad.clone() for network in (d, g) for p in network.parameters() if p.grad is not None], seen.by_torch))
+    (fast, some), (slow, every) = found
+    large = {(256, 128, 3, 3), (128, 128, 4, 4), (256, 128, 4, 4)}
+    assert large <= set(every)
+    assert not large & set(some)
+    assert set(some), "small weights are torch's"
+    for a, b in zip(fast, slow, strict=True):
+        assert a.dtype == torch.float32
+        assert float((a - b).norm()) <= 0.02 * float(b.norm()) + 1e-12
+
+
+def test_float32_takes_torchs_own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_WORTH_A_PRODUCT", 0)
+    layer, x = FastConv2d(2, 3, 3), torch.randn(2, 2, 5, 5)
+    with Products() as seen:
+        layer(x).sum().backward()
+    assert seen.by_torch == [(3, 2, 3, 3)]
+
+
+@pytest.mark.parametrize("layer", [FastConv2d(2, 3, 3, padding=1), FastConvTranspose2d(2, 3, 4, 2, 1)])
+def test_a_second_derivative_is_that_of_the_convolution(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_WORTH_A_PRODUCT", 0)
+    x = torch.randn(2, 2, 4, 4).bfloat16().to(memory_format=torch.channels_last).requires_grad_(True)
+    layer = layer.bfloat16()
+    found = []
+    for take in (True, False):
+        monkeypatch.setattr(convolution, "_computes_in_bf16", lambda x, take=take: take)
+        output = layer(x)
+        assert ("ConvolutionByProduct" in type(output.grad_fn).__name__) is take
+        (slope,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), layer.weight)[0])
+    assert torch.allclose(*found, rtol=0.05, atol=0.05 * float(found[1].abs().max()))
+
+
+def test_other_layers_keep_torchs_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_WORTH_A_PRODUCT", 0)
+    x = torch.randn(2, 4, 8, 8).bfloat16().to(memory_format=torch.channels_last)
+    for layer in (
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ):
+        layer = layer.bfloat16()
+        output = apply_layer(layer, x, layer.weight, layer.bias)
+        assert "ByProduct" not in type(output.grad_fn).__name__
+        assert torch.equal(output, layer(x))
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.floats(-3, 3))
+@settings(deadline=None, max_examples=60)
+def test_sums_of_bf16_are_exact_up_to_one_rounding(batch: int, channels: int, size: int, last: bool, mean: float) -> None:
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = (torch.randn(batch, channels, size, size) + mean).bfloat16().to(memory_format=layout)
+    for found, expected in (
+        (summed_image(x, torch.float32), x.double().sum(0).flatten(1).T),
+        (channel_sums(x, torch.float32), x.double().sum((0, 2, 3))),
+    ):
+        assert found.dtype == torch.float32
+        # bf16 has 8 significant bits; what cancels in the sum was accumulated in float32.
+        error = (found.double() - expected).abs()
+        assert bool((error <= 2.0**-8 * expected.abs() + 1e-5 * x.abs().max() * batch * size**2).all())
+
+
+def test_the_gradient_of_flattened_images_is_stored_channels_last() -> None:
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last).requires_grad_(True)
+    strides: list[tuple[int, ...]] = []
+    y = x * 1
+    y.register_hook(lambda g: strides.append(g.stride()))
+    weights = torch.randn(48)
+    (Flatten()(y) * weights).sum().backward()
+    assert strides == [x.stride()]
+    assert torch.equal(x.grad, weights.view(1, 3, 4, 4).expand(2, -1, -1, -1))
+    assert torch.equal(Flatten()(x), x.flatten(1))
