@@ -76,12 +76,11 @@ class ChannelsLastGradient(torch.autograd.Function):
         return gradient.contiguous(memory_format=torch.channels_last)
 
 
-class Flatten(nn.Module):
+class Flatten(nn.Flatten):
     """(B, C, H, W) -> (B, C H W), with a gradient that is stored channels last."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        flat: Tensor = ChannelsLastGradient.apply(x).flatten(1)
-        return flat
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(ChannelsLastGradient.apply(input))
 
 
 def subtract_image(x: Tensor, image: Tensor) -> None:
