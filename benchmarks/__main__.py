@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gpu, growth, norms, scoring, steps
+from benchmarks import gpu, growth, norms, profiles, scoring, steps
 from benchmarks.alternating import ROOT
 from benchmarks.measurements import HEAD, Row, Suite
 from benchmarks.short import short_table
@@ -73,10 +73,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.data is not None and not (options.data.is_file() and options.data.suffix == ".zip"):
         raise UserError(f"--data {options.data}: expected an existing .zip of images.")
     print(machine(), flush=True)
-    if options.profile:
-        print(norms.profiles())
-        return 0
     suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
+    if options.profile:
+        print(profiles.tables(str(suite.archive())))
+        return 0
     return _measure_gpu(suite, write=options.write) if on_gpu else _measure(suite, options.parts or PARTS, write=options.write)
 
 

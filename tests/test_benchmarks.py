@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import norms, scaling, steps
+from benchmarks import norms, profiles, scaling, steps
 from benchmarks.__main__ import MARKS, main
 from benchmarks.alternating import ROOT, Candidate, Case, Timing, compete
 from benchmarks.measurements import Row, Suite, speed_up, write_random_images
@@ -134,6 +134,15 @@ def test_the_bare_step_has_every_convolution_of_a_step() -> None:
 @pytest.mark.slow
 def test_msn_word_for_word_has_the_same_gradients() -> None:
     assert norms.agreement() <= 1e-9
+
+
+@pytest.mark.slow
+def test_a_profile_names_what_the_time_of_a_step_goes_to(tmp_path: Path) -> None:
+    write_random_images(tmp_path, 40)
+    found = profiles.milliseconds(steps.ours("mean_spectral", "fp32", str(tmp_path), batch=4), repeats=1)
+    assert all(found[group] > 0 for group in profiles.GROUPS)
+    assert found["convolutions, backward"] > found["optimiser"] / 10
+    assert profiles._table("step", {"MSN": found}).count("\n") == len(found) + 2  # head, rule and the sum
 
 
 @pytest.mark.slow
