@@ -4,16 +4,9 @@ from typing import Any
 
 from eval.comparison_keys import distance_label, inception_score_label
 from eval.protocols import PROTOCOLS
+from gan.utils.tables import format_mean_std
 
 PRECISION, DENSITY = ("precision", "recall"), ("density", "coverage")  # names of scores that are shown together
-
-
-def format_mean_std(entry: dict[str, Any] | None, digits: int = 2) -> str:
-    """Return "mean ± std", "mean" where the deviation is unknown, or "-" for None."""
-    if entry is None:
-        return "-"
-    deviation = "" if entry.get("std") is None else f" ± {entry['std']:.{digits}f}"
-    return f"{entry['mean']:.{digits}f}{deviation}"
 
 
 def sizes(runs: int, samples: int, reference: int) -> str:
@@ -71,7 +64,7 @@ def format_record(run: str, record: dict[str, Any]) -> str:
 
 def _format_kid(entry: dict[str, Any], digits: int = 2) -> str:
     """Return KID times 1000, as papers print it."""
-    return format_mean_std({key: entry[key] * 1000 if entry[key] is not None else None for key in ("mean", "std")}, digits)
+    return format_mean_std(entry, digits, scale=1000)
 
 
 def _format_pair(entry: dict[str, Any], first: str, second: str, digits: int = 3) -> str:

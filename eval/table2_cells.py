@@ -7,11 +7,11 @@ import numpy as np
 
 from eval.comparison_keys import distance_label, inception_score_label
 from eval.differences import Difference
-from eval.formatting import format_mean_std, sizes, sizes_beyond_floor
+from eval.formatting import sizes, sizes_beyond_floor
 from eval.protocols import PROTOCOLS
 from eval.table2_data import Table, Table2Row
 from eval.table2_differences import baseline, describe, distance_difference, mark
-from gan.utils.tables import csv_text
+from gan.utils.tables import csv_text, format_mean_std
 
 # Table II of Subramanian & Chong 2019: IS, its deviation, FID.
 PUBLISHED = {

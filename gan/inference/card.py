@@ -12,6 +12,7 @@ from gan.network_config import NetworkConfig
 from gan.runs.scores import Record
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import printable
+from gan.utils.tables import format_mean_std
 
 _TASK = "unconditional-image-generation"
 _NAMED_ALIKE = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")  # data sets that Hugging Face has by the same name
@@ -173,7 +174,7 @@ def _rows(record: Record) -> Iterator[list[str]]:
         ("kid", "KID x 1000", 1000),
     ):
         if found.get(key):
-            yield [label, _mean_std(found[key], scale), _mean_std(floor.get(key), scale), *common]
+            yield [label, format_mean_std(found[key], scale=scale), format_mean_std(floor.get(key), scale=scale), *common]
     for key in ("precision", "recall", "density", "coverage"):
         if found["pooled"].get(key) is not None:
             real = floor.get("pooled", {}).get(key)
@@ -186,13 +187,6 @@ def _made(record: Record) -> str:
 
 def _has_sizes(protocol: Any) -> bool:
     return isinstance(protocol, dict) and all(isinstance(protocol.get(key), int) for key in ("runs", "samples"))
-
-
-def _mean_std(entry: dict[str, Any] | None, scale: int) -> str:
-    if not entry:
-        return "-"
-    deviation = "" if entry.get("std") is None else f" ± {entry['std'] * scale:.2f}"
-    return f"{entry['mean'] * scale:.2f}{deviation}"
 
 
 def _extractor(record: Record) -> str:

@@ -1,8 +1,9 @@
-"""Tables as text: Markdown and CSV."""
+"""Tables as text, Markdown and CSV, and the numbers in them."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -23,3 +24,11 @@ def csv_text(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
     return text.getvalue()
+
+
+def format_mean_std(entry: dict[str, Any] | None, digits: int = 2, scale: float = 1) -> str:
+    """Return "mean ± std" times ``scale``, "mean" where the deviation is unknown, or "-" for an entry without a mean."""
+    if entry is None or entry.get("mean") is None:
+        return "-"
+    deviation = "" if entry.get("std") is None else f" ± {entry['std'] * scale:.{digits}f}"
+    return f"{entry['mean'] * scale:.{digits}f}{deviation}"
