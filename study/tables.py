@@ -93,7 +93,7 @@ def data_name(run: ClassifierRun) -> str:
     return path.name if path.suffix == ".zip" else "/".join(path.parts[-2:])
 
 
-def _budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
+def budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
     """Return the number of images and epochs, and the other settings that differ from those of runs of the same model."""
     config, images = compared.first.config, compared.first.trained_on
     parts = [f"{images:,} images"] if images is not None else []
@@ -127,7 +127,7 @@ class AccuracyRow:
 def _accuracy_rows(runs: Iterable[ClassifierRun]) -> list[AccuracyRow]:
     groups = comparable_runs(runs)
     return [
-        AccuracyRow(compared.first, _budget(compared, groups), list(own))
+        AccuracyRow(compared.first, budget(compared, groups), list(own))
         for compared in groups
         for _, own in groupby(cells(compared), key=lambda cell: cell.norm)
     ]
