@@ -20,21 +20,14 @@ SHOWN_SHARE = 0.99  # of the gradient's entries that a histogram shows, those ne
 
 def probes_csv(panel: Panel) -> str:
     """Return the numbers of Figures 1, 3, 4 and 6 as CSV, one line a run, layer and step."""
-    values: dict[str, Callable[[Record], float]] = {
-        "gradient_zero": lambda r: r["gradient_zero"],
-        f"gradient_below_{NEARLY_ZERO}": lambda r: r["gradient_below"][NEARLY_ZERO],
-        **{
-            key: lambda r, key=key: r[key]
-            for key in ("gradient_std", "weight_mean", "weight_std", "preactivation_mean", "singular_kernel_mean")
-        },
-    }
-    lines = [
-        [own.run.config.model.variant, own.run.config.model.norm, record["layer"], record["step"],
-         *(f"{value(record):.4g}" for value in values.values())]
-        for own in panel
-        for record in own.run.probes
-    ]  # fmt: skip
-    return csv_text(["variant", "norm", "layer", "step", *values], lines)
+    recorded = ["gradient_zero", "gradient_std", "weight_mean", "weight_std", "preactivation_mean", "singular_kernel_mean"]
+    lines: list[list[object]] = []
+    for own in panel:
+        model = own.run.config.model
+        for record in own.run.probes:
+            numbers = [record["gradient_below"][NEARLY_ZERO], *(record[name] for name in recorded)]
+            lines.append([model.variant, model.norm, record["layer"], record["step"], *(f"{number:.4g}" for number in numbers)])
+    return csv_text(["variant", "norm", "layer", "step", f"gradient_below_{NEARLY_ZERO}", *recorded], lines)
 
 
 def _papers_layers(panel: Panel) -> list[int]:

@@ -1,5 +1,6 @@
 """Tables and the speed table, made from the records of runs."""
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -71,7 +72,12 @@ def test_tables_are_written_without_runs_and_with(finished: Path, tmp_path: Path
     assert study("tables", "--out", str(tmp_path)) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table3.csv", "table3.md"]
     assert study("tables", str(finished.parent), "--out", str(tmp_path)) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["table1.csv", "table1.md", "table3.csv", "table3.md"]
+    files = ["epochs.csv", "table1.csv", "table1.md", "table3.csv", "table3.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    rows = list(csv.DictReader((tmp_path / "epochs.csv").open()))
+    assert [(float(row["epoch"]), float(row["test_accuracy"])) for row in rows] == [
+        (test["epoch"], pytest.approx(test["test_accuracy"], abs=1e-4)) for test in read_run(finished).tests
+    ]
     assert "| MSN | 1,008,670 | 1,008,667 | 3 |" in capsys.readouterr().out
 
 
