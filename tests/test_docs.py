@@ -24,7 +24,11 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md",
     (ROOT / "docs").glob("*.md")
 )
 SCRIPTS = {"msngan-train": "train.py", "msngan": "-m gan", "msngan-eval": "-m eval", "msngan-study": "-m study"}
-MODULES = {"train.py": "train", **{name: f"{name}.__main__" for name in ("gan", "eval", "study", "benchmarks")}, "study.causes": "study.causes"}
+MODULES = {
+    "train.py": "train",
+    **{name: f"{name}.__main__" for name in ("gan", "eval", "study", "benchmarks")},
+    "study.causes": "study.causes",
+}
 COMMAND = re.compile(r"(\w+=\S* )*(python|accelerate|make|bash|msngan[\w-]*) ")
 
 
