@@ -46,6 +46,7 @@ def test_probes_equal_their_definitions() -> None:
     assert first["singular_kernel_mean"] == pytest.approx(np.mean(largest), rel=1e-5)
     assert first["singular_max"] == pytest.approx(float(torch.linalg.matrix_norm(conv.flatten(1), 2)), rel=1e-5)
     assert last["singular_kernel_mean"] == pytest.approx(last["singular_max"])
+    assert first["stable_rank"] == pytest.approx(float(conv.square().sum()) / first["singular_max"] ** 2, rel=1e-4)
     assert sum(first["gradient_histogram"]) == conv.numel()
     assert not network[0]._forward_hooks  # all hooks are removed
 

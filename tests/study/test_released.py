@@ -112,6 +112,9 @@ def test_the_accuracy_is_printed_beside_the_stored_one(images: Path, tmp_path: P
     assert "stored           12.50% (epoch 3" in told
     assert f"({correct} of 20 images" in told
     assert "1.00000 to 1.00000" in told
+    weights = [tensor.flatten(1) for name, tensor in content["net"].items() if name.endswith("weight")]
+    ranks = [float((weight.norm() / torch.linalg.matrix_norm(weight, 2)) ** 2) for weight in weights]
+    assert f"stable rank by layer      {ranks[0]:.1f} of 16, {ranks[1]:.1f} of 32, " in told
 
 
 @pytest.mark.slow
