@@ -176,6 +176,11 @@ def evaluate_released(path: Path, config: StudyConfig, norm: str | None, data: s
     if spectral := [layer for layer in layers if isinstance(layer.module, SpectralNorm)]:
         sigmas = [float(torch.linalg.matrix_norm(layer.parameter.detach().flatten(1), 2)) for layer in spectral]
         lines.append(f"sigma of stored weights   {min(sigmas):.5f} to {max(sigmas):.5f} (1: projected before they were stored)")
+    gains = [
+        module.gain.detach() for module in network.modules() if isinstance(module, MeanSpectralNorm) and module.gain is not None
+    ]
+    if gains:
+        lines.append(f"mean gain by norm         {', '.join(f'{float(gain.abs().mean()):.1f}' for gain in gains)} (1: none)")
     return "\n".join(lines)
 
 

@@ -117,6 +117,15 @@ def test_the_accuracy_is_printed_beside_the_stored_one(images: Path, tmp_path: P
     assert f"stable rank by layer      {ranks[0]:.1f} of 16, {ranks[1]:.1f} of 32, " in told
 
 
+def test_the_gain_of_msn_is_printed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = made("mean_spectral")
+    write(tmp_path / "a.t7", content)
+    assert study("evaluate", str(tmp_path / "a.t7"), "--config", str(CONFIG), str(images)) == 0
+    norms = [name.removesuffix("running_mean") + "weight" for name in content["net"] if name.endswith("running_mean")]
+    means = ", ".join(f"{float(content['net'][name].abs().mean()):.1f}" for name in norms)
+    assert f"mean gain by norm         {means} (1: none)" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_released_files_have_their_stored_accuracies(data_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = data_folder.parent / "authors"
