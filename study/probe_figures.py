@@ -7,6 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from gan.utils.tables import csv_text
 from study.panels import Column, Panel, grid
@@ -16,6 +18,7 @@ from study.results import Record
 HISTOGRAM_LAYERS = (45, 76)  # layers of DenseNet-BC in the paper's Figure 5, which counts them from 0 (see study/probes.py)
 NEARLY_ZERO = f"{THRESHOLDS[2]:g}"
 SHOWN_SHARE = 0.99  # of the gradient's entries that a histogram shows, those nearest to zero
+SHOWN_BINS = 50  # about as many; more are joined
 
 
 def probes_csv(panel: Panel) -> str:
@@ -138,14 +141,27 @@ def central_range(record: Record, share: float = SHOWN_SHARE) -> float:
     return float(distances[order][min(reached, len(counts) - 1)])
 
 
+def coarser(counts: NDArray[Any], edges: NDArray[Any], widest: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return ``counts`` and ``edges`` of equal bins about zero, joined to bins of which some SHOWN_BINS lie in [-widest, widest].
+
+    The middle bin stays in the middle; outermost bins that fill no joined one are left out.
+    """
+    shown = int(np.count_nonzero(np.abs(edges) <= widest))
+    joined = max(1, (shown // SHOWN_BINS - 1) // 2 * 2 + 1)  # odd, so that a bin lies about zero
+    first = (len(counts) // 2 - joined // 2) % joined
+    number = (len(counts) - first) // joined
+    sums = counts[first : first + number * joined].reshape(number, joined).sum(1)
+    return sums, edges[first : first + number * joined + 1 : joined]
+
+
 def _histogram(axis: Axes, record: Record, own: Column) -> None:
     counts = np.array(record["gradient_histogram"], dtype=float)
     edge = record["gradient_max"] or 1.0
-    edges = np.linspace(-edge, edge, len(counts) + 1)
-    axis.stairs(counts / counts.sum() / np.diff(edges), edges, fill=True, color=own.colour, alpha=0.7)
     widest = central_range(record)
+    sums, edges = coarser(counts, np.linspace(-edge, edge, len(counts) + 1), widest)
+    axis.stairs(sums / counts.sum() / np.diff(edges), edges, fill=True, color=own.colour, alpha=0.7)
     axis.set_xlim(-widest, widest)
-    axis.set_xticks([-widest / 2, 0, widest / 2])
+    axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.ticklabel_format(axis="both", style="sci", scilimits=(-2, 4), useMathText=True)
     text = f"step {record['step']}\nstd {record['gradient_std']:.1e}\n{SHOWN_SHARE:.0%} within\n±{widest:.1e}"
     axis.text(0.98, 0.97, text, transform=axis.transAxes, ha="right", va="top", fontsize=7)

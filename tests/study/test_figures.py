@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from study.panels import column
-from study.probe_figures import central_range, histogram_layers, probes_csv
+from study.probe_figures import SHOWN_BINS, central_range, coarser, histogram_layers, probes_csv
 from study.results import read_run
 from tests.study.common import study, train
 
@@ -80,6 +80,16 @@ def test_a_histogram_of_narrow_gradients_is_not_drawn_on_the_range_of_wide_ones(
         counts = np.histogram(values, bins=801, range=(-edge, edge))[0].tolist()
         ranges.append(central_range({"gradient_histogram": counts, "gradient_max": edge}))
     assert ranges == [pytest.approx(2.576, rel=0.05), pytest.approx(2.576e-3, rel=0.05)]  # 99% of a normal distribution
+
+
+@pytest.mark.parametrize(("bins", "widest", "expected"), [(101, 1.0, 101), (801, 1.0, 53), (801, 0.01, 801)])
+def test_narrow_bins_are_joined_symmetrically_about_zero(bins: int, widest: float, expected: int) -> None:
+    counts, edges = np.ones(bins), np.linspace(-1, 1, bins + 1)
+    sums, joined = coarser(counts, edges, widest)
+    assert len(sums) == len(joined) - 1 == expected
+    assert expected > SHOWN_BINS
+    assert joined == pytest.approx(-joined[::-1])
+    assert sums / np.diff(joined) == pytest.approx(bins / 2)  # the density of 1 count a bin over a range of 2
 
 
 def test_histograms_are_of_the_papers_layers_and_of_those_that_runs_of_before_recorded() -> None:
