@@ -53,7 +53,7 @@ def _by_norm(panel: Panel, labels: Sequence[str], height: float = 2.4) -> tuple[
 def _by_layer(panel: Panel, values: dict[str, Callable[[Record], float]], layers: Sequence[int]) -> tuple[Figure, Any]:
     """Draw a column of axes a run, a row for each of the labelled ``values`` and a line for each of ``layers``."""
     figure, axes = _by_norm(panel, list(values))
-    colours = matplotlib.colormaps["viridis"](0.95 * np.arange(len(layers)) / max(len(layers) - 1, 1))
+    colours = matplotlib.colormaps["viridis"](0.88 * np.arange(len(layers)) / max(len(layers) - 1, 1))
     lines: dict[str, Any] = {}
     for number, own in enumerate(panel):
         for layer, colour in zip(layers, colours, strict=True):
