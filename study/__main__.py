@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     speed = commands.add_parser("speed", help="measure the claim that SN and MSN train faster than BN (some minutes)")
     speed.add_argument("--rounds", type=cli.whole_number(1), default=10, metavar="N", help="steps under each norm (default: 10)")
     figures.add_argument("--rate", type=_rate, metavar="LR", help="learning rate to show (default: 0.001, else the largest)")
+    figures.add_argument(
+        "--together", action="store_true", help="one figure for all runs of a model, such as those as written and as released"
+    )
     for command in (tables, figures, speed):
         command.add_argument("--out", type=cli.path, required=True, metavar="FOLDER", help="folder for the files")
     return parser

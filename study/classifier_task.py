@@ -33,15 +33,16 @@ TEST_BATCH = 250  # images in a forward pass of the test; in evaluation mode no 
 FEWEST_MAPS = 16  # of an image's own size that any network keeps for its backward pass, in 2 bytes or more a value
 
 
-def train(config: StudyConfig, accelerator: Accelerator) -> int:
+def train(config: StudyConfig, accelerator: Accelerator, task: "type[ClassifierTask] | None" = None) -> int:
     """Train a classifier for ``config.training.epochs`` epochs, from the newest checkpoint of the run in ``config.folder``.
 
-    Returns and raises as ``run_training``. A run that diverges is marked by failed.json, until it is trained again.
+    ``task`` is the class of its task, by default ClassifierTask. Returns and raises as ``run_training``. A run that diverges is
+    marked by failed.json, until it is trained again.
     """
 
     def make_task(config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> ClassifierTask:
         on_main(accelerator, lambda: _forget_failure(config.folder))  # only now is the folder locked and known to be a run
-        return ClassifierTask(config, images, accelerator)
+        return (task or ClassifierTask)(config, images, accelerator)
 
     try:
         return run_training(config, accelerator, lambda: training_images(config.data), total_steps, make_task)

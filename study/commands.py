@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         from study.figures import write_figures  # matplotlib takes a second to import
 
-        print("\n".join(str(path) for path in write_figures(read_runs(options.runs), options.out, options.rate)))
+        files = write_figures(read_runs(options.runs), options.out, options.rate, together=options.together)
+        print("\n".join(map(str, files)))
     return 0
 
 

@@ -179,6 +179,15 @@ class WeightedLayer:
         return weight
 
     @property
+    def stable_rank(self) -> float:
+        """The squared Frobenius norm of W as a matrix (outputs, rest) over its squared sigma: 0 for W = 0, else 1 to its rank.
+
+        It tells how many directions the layer passes at about the slope of the largest.
+        """
+        singular = torch.linalg.svdvals(self.parameter.detach().float().flatten(1))
+        return float(((singular / singular[0].clamp_min(torch.finfo(singular.dtype).tiny)) ** 2).sum())
+
+    @property
     def estimated_sigma(self) -> float | None:
         """The sigma by which SN and MSN divide W at present; None under other norms."""
         return float(self.module.sigma().detach()) if isinstance(self.module, SpectralNorm) else None

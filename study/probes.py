@@ -137,6 +137,7 @@ def _measure(layer: WeightedLayer, bins: int) -> dict[str, Any]:
         "singular_kernel_mean": float(_kernel_singular_values(weight).mean()),  # Fig. 6
         "singular_mean": float(singular.mean()),  # of the same weight as a matrix (outputs, rest)
         "singular_max": float(singular[0]),
+        "stable_rank": layer.stable_rank,
     }
     # Under SN and MSN: the largest singular value of W, and the estimate of it by which the layer divides.
     return found if estimate is None else found | {"sigma": float(sigma), "sigma_estimate": estimate}

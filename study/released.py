@@ -165,16 +165,22 @@ def evaluate_released(path: Path, config: StudyConfig, norm: str | None, data: s
     channels = released.layers[0]["weight"].shape[1]
     images = ImageDataset(source, size=config.data.image_size, channels=channels)
     correct, confidence = _classify(network, images, config)
-    layers = [layer for layer in weighted_layers(network) if isinstance(layer.module, SpectralNorm)]
+    layers = weighted_layers(network)
     lines = [
         f"{path.name}: {MODEL_NAMES[config.model.name]} under {NORM_NAMES[chosen]}",
         f"accuracy stored           {released.accuracy:.2f}% (epoch {released.epoch}, the best on the authors' test images)",
         f"accuracy measured here    {100 * correct / len(images):.2f}% ({correct:,} of {len(images):,} images of {data})",
         f"mean largest probability  {confidence:.3f}",
+        f"stable rank by layer      {', '.join(f'{layer.stable_rank:.1f} of {len(layer.parameter)}' for layer in layers)}",
     ]
-    if layers:
-        sigmas = [float(torch.linalg.matrix_norm(layer.parameter.detach().flatten(1), 2)) for layer in layers]
+    if spectral := [layer for layer in layers if isinstance(layer.module, SpectralNorm)]:
+        sigmas = [float(torch.linalg.matrix_norm(layer.parameter.detach().flatten(1), 2)) for layer in spectral]
         lines.append(f"sigma of stored weights   {min(sigmas):.5f} to {max(sigmas):.5f} (1: projected before they were stored)")
+    gains = [
+        module.gain.detach() for module in network.modules() if isinstance(module, MeanSpectralNorm) and module.gain is not None
+    ]
+    if gains:
+        lines.append(f"mean gain by norm         {', '.join(f'{float(gain.abs().mean()):.1f}' for gain in gains)} (1: none)")
     return "\n".join(lines)
 
 

@@ -93,7 +93,7 @@ def data_name(run: ClassifierRun) -> str:
     return path.name if path.suffix == ".zip" else "/".join(path.parts[-2:])
 
 
-def _budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
+def budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
     """Return the number of images and epochs, and the other settings that differ from those of runs of the same model."""
     config, images = compared.first.config, compared.first.trained_on
     parts = [f"{images:,} images"] if images is not None else []
@@ -127,7 +127,7 @@ class AccuracyRow:
 def _accuracy_rows(runs: Iterable[ClassifierRun]) -> list[AccuracyRow]:
     groups = comparable_runs(runs)
     return [
-        AccuracyRow(compared.first, _budget(compared, groups), list(own))
+        AccuracyRow(compared.first, budget(compared, groups), list(own))
         for compared in groups
         for _, own in groupby(cells(compared), key=lambda cell: cell.norm)
     ]
@@ -170,6 +170,20 @@ def _accuracy_csv(runs: Iterable[ClassifierRun]) -> str:
                 f"{row.difference:.4f}" if chosen and row.difference is not None else None,
             ])  # fmt: skip
     return csv_text(names, lines)
+
+
+def _epochs_csv(runs: Iterable[ClassifierRun]) -> str:
+    """Return the test accuracy of each run after each of its epochs as CSV."""
+    groups = comparable_runs(runs)
+    lines = [
+        [run.model, data_name(run), budget(group, groups), norm, f"{rate:g}", run.config.seed,
+         f"{test['epoch']:g}", f"{test['test_accuracy']:.4f}"]
+        for group in groups
+        for (norm, rate), same in group.runs.items()
+        for run in same
+        for test in run.tests
+    ]  # fmt: skip
+    return csv_text(["model", "data", "trained_on", "norm", "lr", "seed", "epoch", "test_accuracy"], lines)
 
 
 def count_rows() -> list[tuple[str, str, int | None, int, int | None, str]]:
@@ -218,12 +232,15 @@ def count_table() -> str:
 
 
 def write_tables(runs: Sequence[ClassifierRun], out: Path) -> str:
-    """Write table1 and table3 as .md and .csv into ``out``. Return both as Markdown. Without ``runs`` there is no Table I."""
+    """Write table1 and table3 as .md and .csv into ``out``, and epochs.csv with the accuracies after each epoch.
+
+    Return both tables as Markdown. Without ``runs`` there is Table III alone.
+    """
     make_folder(out)
     names = ["model", "norm", "published", "ours", "difference", "why"]
     files = {"table3.md": count_table() + "\n", "table3.csv": csv_text(names, count_rows())}
     if runs:
-        files |= {"table1.md": accuracy_table(runs) + "\n", "table1.csv": _accuracy_csv(runs)}
+        files |= {"table1.md": accuracy_table(runs) + "\n", "table1.csv": _accuracy_csv(runs), "epochs.csv": _epochs_csv(runs)}
     for name, text in files.items():
         write_atomically(out / name, text.encode())
     return "\n".join(text for name, text in sorted(files.items()) if name.endswith(".md"))

@@ -24,7 +24,11 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md",
     (ROOT / "docs").glob("*.md")
 )
 SCRIPTS = {"msngan-train": "train.py", "msngan": "-m gan", "msngan-eval": "-m eval", "msngan-study": "-m study"}
-MODULES = {"train.py": "train", **{name: f"{name}.__main__" for name in ("gan", "eval", "study", "benchmarks")}}
+MODULES = {
+    "train.py": "train",
+    **{name: f"{name}.__main__" for name in ("gan", "eval", "study", "benchmarks")},
+    "study.causes": "study.causes",
+}
 COMMAND = re.compile(r"(\w+=\S* )*(python|accelerate|make|bash|msngan[\w-]*) ")
 
 
@@ -90,7 +94,7 @@ def check_settings(program: str, options: argparse.Namespace, settings: list[str
     given = getattr(options, "config", [])
     for path in map(Path, given if isinstance(given, list) else [given]):
         path = path if path.suffix else Path("configs") / f"{path}.yaml"
-        load = load_study_config if program == "study" else load_config
+        load = load_study_config if program.startswith("study") else load_config
         load(ROOT / path, settings)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gan.models.norms import BatchNorm, SpectralNorm
-from study.models import build_classifier, densenet_bc, weighted_layers
+from study.models import WeightedLayer, build_classifier, densenet_bc, weighted_layers
 from study.tables import count_rows
 
 
@@ -57,3 +57,15 @@ def test_initial_weights_are_a_function_of_the_seed_and_the_same_under_every_nor
     assert torch.equal(first("batch", 3), first("batch", 3))
     assert torch.equal(first("batch", 3), first("mean_spectral", 3))
     assert not torch.equal(first("batch", 3), first("batch", 4))
+
+
+@pytest.mark.parametrize(
+    ("singular_values", "expected"),
+    [([3.0, 3.0, 3.0, 3.0], 4.0), ([5.0, 0.0, 0.0, 0.0], 1.0), ([2.0, 1.0, 1.0, 0.0], 1.5), ([0.0] * 4, 0.0)],
+)
+def test_the_stable_rank_counts_directions_by_their_squared_slope(singular_values: list[float], expected: float) -> None:
+    left, right = (torch.linalg.qr(torch.randn(size, size))[0] for size in (4, 9))
+    layer = torch.nn.Conv2d(1, 4, 3)
+    with torch.no_grad():
+        layer.weight.copy_((left @ torch.diag(torch.tensor(singular_values)) @ right[:4]).view(4, 1, 3, 3))
+    assert WeightedLayer(1, "", layer).stable_rank == pytest.approx(expected, rel=1e-4, abs=1e-6)

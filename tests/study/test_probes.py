@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from gan.models.norms import iterate_explicitly, normalize, power_iterate
 from gan.utils.distributed import make_accelerator
 from study.config import ProbesConfig
-from study.models import build_classifier
+from study.models import SLOPE, build_classifier
 from study.probes import Prober
 from study.results import read_run
 from tests.study.common import contents, train
@@ -45,6 +46,7 @@ def test_probes_equal_their_definitions() -> None:
     assert first["singular_kernel_mean"] == pytest.approx(np.mean(largest), rel=1e-5)
     assert first["singular_max"] == pytest.approx(float(torch.linalg.matrix_norm(conv.flatten(1), 2)), rel=1e-5)
     assert last["singular_kernel_mean"] == pytest.approx(last["singular_max"])
+    assert first["stable_rank"] == pytest.approx(float(conv.square().sum()) / first["singular_max"] ** 2, rel=1e-4)
     assert sum(first["gradient_histogram"]) == conv.numel()
     assert not network[0]._forward_hooks  # all hooks are removed
 
@@ -69,3 +71,41 @@ def test_a_preactivation_is_centred_by_the_norm_between_layer_and_activation(
     means = [abs(record["preactivation_mean"]) for record in prober.records(make_accelerator("cpu"))]
     assert all(mean < 1e-4 for mean in means) == centred
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+DEAD = -100.0  # an offset of a pre-activation that no image outweighs
+
+
+@pytest.mark.parametrize(
+    ("norm", "activation", "own", "next_layers"),
+    [
+        ("none", nn.ReLU(), 0.25, 0.25),
+        ("batch", nn.ReLU(), 0.25, 0.25),
+        ("spectral_projected", nn.ReLU(), 0.25, 0.25),
+        ("mean_spectral_projected", nn.ReLU(), 0.25, 0.25),
+        ("spectral", nn.ReLU(), 0.0, 0.25),  # Eq. 9 subtracts a multiple of u v^T, which is zero nowhere
+        ("mean_spectral", nn.ReLU(), 0.0, 0.25),
+        ("none", nn.LeakyReLU(SLOPE), 0.0, 0.0),
+        ("batch", nn.LeakyReLU(SLOPE), 0.0, 0.0),
+        ("spectral_projected", nn.LeakyReLU(SLOPE), 0.0, 0.0),
+        ("spectral", nn.LeakyReLU(SLOPE), 0.0, 0.0),
+        ("mean_spectral", nn.LeakyReLU(SLOPE), 0.0, 0.0),
+    ],
+)
+def test_exact_zeros_of_a_gradient_are_those_of_dead_units_which_leaky_relu_has_not(
+    norm: str, activation: nn.Module, own: float, next_layers: float
+) -> None:
+    """Switch one of four units off for all images: under ReLU its row, and its column of the next layer, are zero."""
+    torch.manual_seed(0)
+    first = normalize(nn.Conv2d(1, 4, 3), norm)
+    network = iterate_explicitly(nn.Sequential(first, activation, nn.Flatten(), nn.Linear(4 * 36, 3))).double()
+    offset = {"batch": "1.bias", "mean": "m"}.get(norm.partition("_")[0], "layer.bias" if "spectral" in norm else "bias")
+    with torch.no_grad():
+        first.get_parameter(offset)[0] = DEAD
+    prober = Prober(network, ProbesConfig(every=1), total=1)
+    power_iterate(network)
+    with prober.watching():
+        nn.functional.cross_entropy(network(torch.randn(12, 1, 8, 8).double()), torch.arange(12) % 3).backward()
+    convolution, dense = prober.records(make_accelerator("cpu"))
+    assert convolution["gradient_zero"] == pytest.approx(own)
+    assert dense["gradient_zero"] == pytest.approx(next_layers)

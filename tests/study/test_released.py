@@ -112,6 +112,18 @@ def test_the_accuracy_is_printed_beside_the_stored_one(images: Path, tmp_path: P
     assert "stored           12.50% (epoch 3" in told
     assert f"({correct} of 20 images" in told
     assert "1.00000 to 1.00000" in told
+    weights = [tensor.flatten(1) for name, tensor in content["net"].items() if name.endswith("weight")]
+    ranks = [float((weight.norm() / torch.linalg.matrix_norm(weight, 2)) ** 2) for weight in weights]
+    assert f"stable rank by layer      {ranks[0]:.1f} of 16, {ranks[1]:.1f} of 32, " in told
+
+
+def test_the_gain_of_msn_is_printed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = made("mean_spectral")
+    write(tmp_path / "a.t7", content)
+    assert study("evaluate", str(tmp_path / "a.t7"), "--config", str(CONFIG), str(images)) == 0
+    norms = [name.removesuffix("running_mean") + "weight" for name in content["net"] if name.endswith("running_mean")]
+    means = ", ".join(f"{float(content['net'][name].abs().mean()):.1f}" for name in norms)
+    assert f"mean gain by norm         {means} (1: none)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
