@@ -28,7 +28,11 @@ def short_table(rows: Iterable[Row]) -> str:
     against = [f"in {shown}: {steps('training step, auto', own, PLAIN[shown])}" for shown in precisions()]
     distance = "Frechet distance, 10,000 images, 2048-d"
     peers = {"torch-fidelity": (distance, "ours", "torch-fidelity"), "pytorch-fid": (distance, "ours", "pytorch-fid")}
-    scored = {row.slow.partition("'")[0]: (row.what, row.fast, row.slow) for row in rows if row.what.startswith("scoring under")}
+    scored = {}
+    for row in rows:
+        if row.what.startswith("scoring under"):
+            peer, bf16 = row.slow.partition("'")[0], " (bf16)" if "-bf16" in row.fast else ""
+            scored[peer + bf16] = (row.what, row.fast, row.slow)
     updates = []
     for shown in precisions():
         own_updates = {name: (f"D's training step, {shown}", name, "BN") for name in ("SN", "MSN")}
