@@ -111,7 +111,8 @@ def test_launch_of_the_readme_connects_its_processes(command: str, checkout: Pat
     for machine, launcher in enumerate(launchers):
         output, errors = launcher.communicate(timeout=300)
         assert launcher.returncode == 0, errors
-        assert "Traceback" not in errors
+        # The launcher of the machine that ends last may find that of the first one gone, and logs that with a traceback.
+        assert not [line for line in errors.splitlines() if "Traceback" in line and "torch/distributed/elastic" not in line]
         assert output.count("checkpoint:") == (machine == 0), "one process prints"
         assert machine or "2 processes on cpu" in errors
     (run,) = [folder for folder in (checkout / "runs").iterdir() if folder.name != "digits_msngan"]

@@ -109,7 +109,7 @@ def test_old_classifier_resumes_with_the_same_steps(old: Path, tmp_path: Path, c
     assert "from step 4 to 10" in capsys.readouterr().err
     assert_same_metrics(lines(run / "metrics.jsonl"), expected["metrics.jsonl"])
     found = lines(run / "probes.jsonl")
-    added = {"sigma", "sigma_estimate"}  # since then
+    added = {"sigma", "sigma_estimate", "stable_rank"}  # since then
     assert [(line["step"], line["layer"], [key for key in line if key not in added]) for line in found] == [
         (line["step"], line["layer"], [*line]) for line in expected["probes.jsonl"]
     ]
