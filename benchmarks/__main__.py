@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--write", action="store_true", help="write the table into docs/speed.md, and after a whole run that of the README"
     )
-    parser.add_argument("--profile", action="store_true", help="only profile D's step under each norm")
+    parser.add_argument("--profile", action="store_true", help="only show where the time of D's update and of a step goes")
     options = parser.parse_args(arguments)
     on_gpu = options.parts == ["gpu"]
     if unknown := set(options.parts) - ({"gpu"} if on_gpu else set(PARTS)):
@@ -74,10 +74,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"--data {options.data}: expected an existing .zip of images.")
     print(machine(), flush=True)
     suite = Suite(options.quick, options.data and options.data.resolve(), options.scored)
-    if options.profile:
-        print(profiles.tables(str(suite.archive())))
-        return 0
-    return _measure_gpu(suite, write=options.write) if on_gpu else _measure(suite, options.parts or PARTS, write=options.write)
+    with suite.temporary:
+        if options.profile:
+            print(profiles.tables(str(suite.archive())))
+            return 0
+        if on_gpu:
+            return _measure_gpu(suite, write=options.write)
+        return _measure(suite, options.parts or PARTS, write=options.write)
 
 
 def _measure_gpu(suite: Suite, *, write: bool) -> int:
@@ -93,15 +96,12 @@ def _measure_gpu(suite: Suite, *, write: bool) -> int:
 def _measure(suite: Suite, parts: Iterable[str], *, write: bool) -> int:
     """Measure ``parts`` on the CPU, and ``write`` their table into docs/speed.md, that of all parts into the README too."""
     found: list[Row] = []
-    try:
-        for part in parts:
-            began = time.monotonic()
-            lines = PARTS[part](suite)
-            found += lines
-            print(_table(lines), flush=True)
-            log.info(f"{part}: {time.monotonic() - began:.0f} s")
-    finally:
-        suite.temporary.cleanup()
+    for part in parts:
+        began = time.monotonic()
+        lines = PARTS[part](suite)
+        found += lines
+        print(_table(lines), flush=True)
+        log.info(f"{part}: {time.monotonic() - began:.0f} s")
     print(short_table(found))
     if write:
         _write("docs/speed.md", f"\n{machine()}.\n\n{_table(found)}\n")

@@ -72,6 +72,11 @@ def compete(candidates: Mapping[str, Candidate], *, rounds: int, units: int = 1,
     return timings
 
 
+def value_of(candidate: Candidate) -> Any:
+    """Return the value of one unit of ``candidate``, which runs alone in a process of its own."""
+    return compete({"": candidate}, rounds=1, warm_up=0)[""].value
+
+
 _case: Case  # of a candidate's process
 
 

@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_checks, plain
-from benchmarks.alternating import ROOT, Candidate, Case, compete, numbered
+from benchmarks.alternating import Candidate, Case, compete, numbered, value_of
 from benchmarks.measurements import Suite
 from benchmarks.scaling import Cost, count
-from benchmarks.steps import CONFIGS, VARIANTS, prepare
-from gan.config import load_config
+from benchmarks.steps import CONFIGS, VARIANTS, config_of, prepare
 from gan.training.cuda_graph import step_function
 from gan.utils.tables import markdown_table
 
@@ -54,9 +53,8 @@ def our_steps(
     norm: str, d_batches: str, images: str, batch: int, device: str, precision: str, unit: int, form: str | None = None
 ) -> Case:
     """Take steps of a run of configs/cifar10_*.yaml in the ``form`` compile or cuda_graph, None: in eager mode."""
-    settings = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
-    settings += [f"training.d_batches={d_batches}"] + ([f"training.{form}=true"] if form else [])
-    state, stream, context = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", settings), cpu=device == "cpu")
+    config = config_of(norm, precision, images, batch, d_batches, *([f"training.{form}=true"] if form else []))
+    state, stream, context = prepare(config, cpu=device == "cpu")
     take = step_function(state, stream, context)
     return _units(lambda number: take(number)["d_loss"], unit)
 
@@ -72,7 +70,7 @@ def plain_steps(
 
 def report(suite: Suite, device: str = "cuda") -> str:
     """Return the page's tables: checks, images a second, share of the roofline. Failed checks are noted in ``suite``."""
-    roof = _value("roofline", {"device": device})
+    roof = value_of(Candidate("benchmarks.gpu:roofline", {"device": device}))
     tables = [
         f"Measured here: {roof['flops'] / 1e12:.1f} TFLOP/s in a bf16 matrix product, {roof['bytes'] / 1e9:.0f} GB/s in a copy."
     ]
@@ -144,10 +142,6 @@ def _images_per_second(suite: Suite, name: str, device: str) -> dict[str, float]
     timings = compete(candidates, rounds=suite.rounds(1, 7))
     updates = 5 if norm == "none" else 1
     return {form: suite.batch * updates * unit / timing.median for form, timing in timings.items()}
-
-
-def _value(function: str, settings: dict[str, Any]) -> Any:
-    return compete({"": Candidate(f"benchmarks.gpu:{function}", settings)}, rounds=1, warm_up=0)[""].value
 
 
 def _timed(what: str, work: Callable[[], Any]) -> Any:

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from benchmarks.alternating import Candidate, Case, compete
+from benchmarks.alternating import Candidate, Case, value_of
 from benchmarks.measurements import Suite
 from benchmarks.steps import prepare
 from eval.extractors import load_extractor
@@ -124,8 +124,8 @@ def run(suite: Suite, device: str) -> list[tuple[str, str]]:
 
     equal, resumed, forms = _equal_jobs(), _resumed_jobs(suite.place), _form_jobs(compiled=not suite.quick)
     made = "benchmarks.gpu_checks:trainings"
-    here: dict[str, Trained] = _value(Candidate(made, {"device": device, "jobs": equal | resumed | forms}))
-    on_cpu: dict[str, Trained] = _value(Candidate(made, {"device": "cpu", "jobs": equal}))
+    here: dict[str, Trained] = value_of(Candidate(made, {"device": device, "jobs": equal | resumed | forms}))
+    on_cpu: dict[str, Trained] = value_of(Candidate(made, {"device": "cpu", "jobs": equal}))
     for what in equal:
         note(
             f"losses and gradients of {what}, on {device} and on cpu",
@@ -146,12 +146,12 @@ def run(suite: Suite, device: str) -> list[tuple[str, str]]:
             )
         if form == GRAPH and device != "cpu":
             note(f"{what}: steps not captured", float(not here[what].captured), 0.0)
-    ours, theirs = (_value(Candidate("benchmarks.gpu_checks:features", {"device": d})) for d in (device, "cpu"))
+    ours, theirs = (value_of(Candidate("benchmarks.gpu_checks:features", {"device": d})) for d in (device, "cpu"))
     difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     note(f"features of efficientnet-lite0, on {device} and on cpu", difference, 1e-3)
     if device != "cpu":  # its kernels are for GPUs
         candidate = Candidate("benchmarks.gpu_checks:synchronised_batch_norm", {"device": device})
-        note("outputs of SyncBatchNorm in a group of one process, and of batch norm", _value(candidate), 1e-5)
+        note("outputs of SyncBatchNorm in a group of one process, and of batch norm", value_of(candidate), 1e-5)
     return found
 
 
@@ -180,10 +180,6 @@ def _form_jobs(*, compiled: bool) -> dict[str, Job]:
     return {
         f"{name}, {form}": Job([*TRAININGS[name], "training.precision=fp32", form]) for name in ("SN", "MSN") for form in forms
     }
-
-
-def _value(candidate: Candidate) -> Any:
-    return compete({"": candidate}, rounds=1, warm_up=0)[""].value
 
 
 def _relative(a: Trained, b: Trained) -> float:

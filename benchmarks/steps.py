@@ -57,11 +57,16 @@ def prepare(config: GanConfig, *, cpu: bool = False) -> tuple[GanState, BatchStr
     return build_state(context), stream, context
 
 
+def config_of(norm: str, precision: str, images: str, batch: int, d_batches: str, *more: str) -> GanConfig:
+    """Return the settings of a run of configs/cifar10_*.yaml on ``images``, with ``more`` as key=value."""
+    overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
+    overrides += [f"training.d_batches={d_batches}", *more]
+    return load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides)
+
+
 def ours(norm: str, precision: str, images: str, batch: int = 64, d_batches: str = "auto") -> Case:
     """Take a step of a run of configs/cifar10_*.yaml, with the check for numbers that are not finite."""
-    overrides = ["data.name=folder", f"data.path={images}", f"training.precision={precision}", f"training.batch_size={batch}"]
-    overrides.append(f"training.d_batches={d_batches}")
-    state, stream, context = prepare(load_config(ROOT / "configs" / f"{CONFIGS[norm]}.yaml", overrides))
+    state, stream, context = prepare(config_of(norm, precision, images, batch, d_batches))
     monitor = DivergenceMonitor(context.device, context.config.health.max_grad_norm)
 
     def case(number: int) -> float:
