@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import BytesIO
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from gan.data.metadata import turn_upright, without_metadata
 from gan.data.pixel_modes import UnknownRangeError, is_grey, to_eight_bits
 from gan.utils.errors import UserError
+from gan.utils.safe_reading import read_file
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -65,6 +67,14 @@ def decode(content: bytes, where: str) -> Image.Image:
         raise UserError(f"{where}: {error}, or remove it.") from None
     except Exception as error:  # noqa: BLE001 (arbitrary bytes can make a decoder raise anything)
         raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Repair or remove it.") from None
+
+
+def decode_file(path: Path) -> Image.Image:
+    """Decode the image file at ``path`` as ``decode``. Raises UserError as it does, and for a file that cannot be read."""
+    try:
+        return decode(read_file(path, MAX_FILE_BYTES), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def has_grey_mode(content: bytes, where: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from gan.data.decoding import MAX_FILE_BYTES, decode
+from gan.data.decoding import decode_file
 from gan.inference import hub, sampling
 from gan.inference import images as image_files
 from gan.inference.export import FILES
@@ -26,7 +26,6 @@ from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.progress import progress
-from gan.utils.safe_reading import read_file
 from gan.utils.tables import aligned_table
 
 log = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_fi
     if options.animate == "samples":
         if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
             raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
-        frames = [_frame(path) for path in sorted((options.run / "samples").glob("step-*.png"))]
+        frames = [np.array(decode_file(path)) for path in sorted((options.run / "samples").glob("step-*.png"))]
         setting = "samples.every"
     else:
         generators = (
@@ -160,13 +159,6 @@ def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_fi
         where = options.run / options.animate
         raise UserError(f"{where}: an animation needs at least two (found {len(frames)}). See {setting}.")
     return frames
-
-
-def _frame(path: Path) -> image_files.Pixels:
-    try:
-        return np.array(decode(read_file(path, MAX_FILE_BYTES), str(path)))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
 def _generator(options: argparse.Namespace) -> TrainedGenerator:

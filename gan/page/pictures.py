@@ -7,10 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from gan.data.decoding import MAX_FILE_BYTES, decode
-from gan.utils.errors import UserError
+from gan.data.decoding import decode_file
 from gan.utils.progress import follow
-from gan.utils.safe_reading import read_file
 
 MAX_SIDE = 600  # pixels of a picture; larger ones are scaled down
 QUALITY = 80  # of JPEG, without subsampling of colours, which would blur images of 32 pixels
@@ -44,11 +42,11 @@ def read_pictures(run: dict[int, Path], steps: Sequence[int]) -> list[Picture]:
 
 
 def read_picture(path: Path, step: int = 0) -> Picture:
-    """Return the picture at ``path``, scaled down where a side has more than MAX_SIDE pixels. Raises UserError as ``decode``."""
-    try:
-        image = decode(read_file(path, MAX_FILE_BYTES), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    """Return the picture at ``path``, scaled down where a side has more than MAX_SIDE pixels.
+
+    Raises UserError as ``decode_file``.
+    """
+    image = decode_file(path)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     image.save(buffer, format="JPEG", quality=QUALITY, subsampling=0)
