@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
 from gan.models.convolution import Layer, apply_layer, arguments_of
-from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction
+from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, RoundedWeight, round_weight
 from gan.models.precision import full_precision, is_autocast
 from gan.models.spectral_norm import SpectralNorm
 
@@ -46,6 +46,7 @@ class MeanSpectralNorm(SpectralNorm):
         self.running_mean: Tensor
         self.register_buffer("running_mean", zeros.clone())
         self._groups: tuple[int, ...] | None = None  # within `groups_of_equal_weight`
+        self._kept_rounded: RoundedWeight | None = None  # of `_kept`, within `shared_spectral_weights`
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W), or (B, ..., C) for a dense layer.
@@ -73,14 +74,26 @@ class MeanSpectralNorm(SpectralNorm):
         are too coarse.
         """
         if isinstance(self.layer, nn.Linear):
-            rounded = weight.to(x.dtype)
+            rounded = weight.to(x.dtype)  # with a gradient
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
         arguments = arguments_of(self.layer)
         groups = (len(x),) if self._groups is None else self._groups
-        output, mean = MeanSubtractedConvolution.apply(x, weight, self.m, arguments, groups)
+        output, mean = MeanSubtractedConvolution.apply(x, weight, self._rounded(weight, x.dtype), self.m, arguments, groups)
         return output, mean
+
+    def _rounded(self, weight: Tensor, dtype: torch.dtype) -> RoundedWeight:
+        """Return ``weight`` rounded to ``dtype``: once for all passes that share it."""
+        if weight is not self._kept:  # this pass's own, or multiplied by the gain
+            return round_weight(weight, dtype)
+        if self._kept_rounded is None or self._kept_rounded.rounded.dtype != dtype:
+            self._kept_rounded = round_weight(weight, dtype)
+        return self._kept_rounded
+
+    def share_weight(self, weight: Tensor | None) -> None:
+        super().share_weight(weight)
+        self._kept_rounded = None
 
 
 @contextmanager

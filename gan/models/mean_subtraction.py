@@ -4,13 +4,13 @@ For the output of a convolution, the mean and its gradient come from linearity, 
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gan.models.all_reduce import mean_over_processes, processes, sum_over_processes
-from gan.models.convolution import ConvolutionArguments, convolution_gradients
+from gan.models.convolution import ConvolutionArguments, convolution_gradients, convolve, differentiable_gradients
 from gan.models.memory_layout import as_matrix, channel_sums, subtract_image, summed_image
 
 
@@ -33,8 +33,21 @@ class MeanSubtraction(torch.autograd.Function):
         return gradient - mean.to(gradient.dtype).view(1, -1, 1, 1), g_m
 
 
+class RoundedWeight(NamedTuple):
+    """A weight rounded to the precision of a convolution."""
+
+    rounded: Tensor  # in the convolution's precision
+    exact: Tensor  # the same numbers in the weight's own precision, for means
+
+
+def round_weight(weight: Tensor, dtype: torch.dtype) -> RoundedWeight:
+    """Return ``weight`` rounded to ``dtype``, without a gradient. In its own precision nothing is copied."""
+    rounded = weight.detach().to(dtype)
+    return RoundedWeight(rounded, rounded.to(weight.dtype))
+
+
 class MeanSubtractedConvolution(torch.autograd.Function):
-    """(x, W, m) -> (W * x - E[W * x] + m, E[W * x]). Eq. 7, with the backward pass of Eq. 10.
+    """(x, W, W rounded, m) -> (W * x - E[W * x] + m, E[W * x]). Eq. 7, with the backward pass of Eq. 10.
 
     Only the first output is differentiated. E[W * x] is W applied to the mean patch (kernel, C): the input that each entry of
     the kernel sees, averaged over batch and positions. The mean patch is a linear function of the batch's mean image, so the
@@ -52,29 +65,31 @@ class MeanSubtractedConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, x: Tensor, weight: Tensor, m: Tensor, arguments: ConvolutionArguments, groups: tuple[int, ...]
+        context: Any,
+        x: Tensor,
+        weight: Tensor,
+        rounded: RoundedWeight,
+        m: Tensor,
+        arguments: ConvolutionArguments,
+        groups: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
-        rounded = weight.to(x.dtype)
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
         image = torch.stack([summed_image(part, weight.dtype) * share for part, share in _shares(x, groups)]).sum(0)
         patch = windows @ mean_over_processes(image)  # kernel C
-        mean = apply_to_patch(rounded.to(weight.dtype), patch, arguments)
-        context.save_for_backward(x, weight, m, patch)
+        mean = apply_to_patch(rounded.exact, patch, arguments)
+        context.save_for_backward(x, weight, *rounded, m, patch)
         context.arguments, context.groups = arguments, groups
         context.mark_non_differentiable(mean)
-        return torch.convolution(x, rounded, (m - mean).to(x.dtype), *arguments), mean
+        return convolve(x, rounded.rounded, (m - mean).to(x.dtype), arguments), mean
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight, m, patch = context.saved_tensors
-        arguments, groups, (need_x, need_weight, *_) = context.arguments, context.groups, context.needs_input_grad
+    def backward(context: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, rounded, exact, m, patch = context.saved_tensors
+        arguments, groups, (need_x, need_weight, _, need_m, *_) = context.arguments, context.groups, context.needs_input_grad
         if torch.is_grad_enabled():
-            inputs = [t for t, needed in zip((x, weight, m), context.needs_input_grad, strict=False) if needed]
             output = _centred_by_definition(x, weight, m, arguments, groups)
-            found = iter(torch.autograd.grad(output, inputs, gradient, create_graph=True))
-            g_x, g_weight, g_m = (next(found) if needed else None for needed in context.needs_input_grad[:3])
-            return g_x, g_weight, g_m, None, None
-        rounded = weight.to(x.dtype)
+            g_x, g_weight, g_m = differentiable_gradients(output, (x, weight, m), (need_x, need_weight, need_m), gradient)
+            return g_x, g_weight, None, g_m, None, None
         values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
         if 3 * gradient.numel() <= 2 * x.numel():
@@ -83,13 +98,13 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             parts = [part - (s * share).to(part.dtype).view(1, -1, 1, 1) for part, share in _shares(gradient, groups)]
             centred = parts[0] if len(parts) == 1 else torch.cat(parts)
             g_x, g_weight = convolution_gradients(centred, x, rounded, arguments, (need_x, need_weight, False))[:2]
-            return g_x, g_weight, g_m, None, None
+            return g_x, g_weight, None, g_m, None, None
         g_x, g_weight, g_bias = convolution_gradients(gradient, x, rounded, arguments, (need_x, need_weight, need_weight))
         g_m = g_bias.to(weight.dtype) if g_bias is not None else channel_sums(gradient, weight.dtype)
         if g_x is not None:
             windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
             s = sum_over_processes(g_m) / processes()  # without the number of positions, by which the windows divide
-            above = _patch_gradient(rounded.to(weight.dtype), s, arguments)  # kernel C
+            above = _patch_gradient(exact, s, arguments)  # kernel C
             image = windows.T @ above
             for part, share in _shares(g_x, groups):
                 subtract_image(part, (image * share).to(part.dtype))
@@ -100,7 +115,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             _grouped(g_weight, arguments).addcmul_(
                 g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
             )
-        return g_x, g_weight, g_m, None, None
+        return g_x, g_weight, None, g_m, None, None
 
 
 def _shares(x: Tensor, groups: tuple[int, ...]) -> list[tuple[Tensor, float]]:

@@ -87,6 +87,10 @@ class SpectralNorm(nn.Module):
         self.power_iteration(self.iterations)
         return self._divided(self.u.clone(), self.v.clone())  # the next pass may change u and v before this one's backward pass
 
+    def share_weight(self, weight: Tensor | None) -> None:
+        """Use ``weight`` as W / sigma(W) in all passes from now on; with None, compute it again in each."""
+        self._kept = weight
+
     def _divided(self, u: Tensor, v: Tensor) -> Tensor:
         weight, _ = _DivideBySigma.apply(self.layer.weight, u, v, self._transposed)
         return cast(Tensor, weight)
@@ -205,9 +209,9 @@ def shared_spectral_weights(network: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in network.modules() if isinstance(module, SpectralNorm)]
     for layer in layers:
-        layer._kept = layer.weight_of_pass()
+        layer.share_weight(layer.weight_of_pass())
     try:
         yield
     finally:
         for layer in layers:
-            layer._kept = None
+            layer.share_weight(None)
