@@ -39,16 +39,17 @@ def format_record(run: str, record: dict[str, Any]) -> str:
 
     add(distance, format_mean_std(found["fid"]), format_mean_std(floor["fid"]) if floor else None)
     if found["inception_score"]:
-        real = format_mean_std(floor["inception_score"]) if floor else None
+        real = format_mean_std(floor["inception_score"]) if floor and floor["inception_score"] else None
         add(inception_score_label(extractor), format_mean_std(found["inception_score"]), real)
     if protocol.runs > 1:
         add(f"{distance}, all {protocol.total:,} images", f"{pooled['fid']:.2f}")
     if pooled["fid_infinity"] is not None:
         add("extrapolated to infinitely many", f"{pooled['fid_infinity']:.2f}")
     if found["kid"]:
-        add("KID x 1000", _format_kid(found["kid"]), _format_kid(floor["kid"]) if floor else None)
+        add("KID x 1000", _format_kid(found["kid"]), _format_kid(floor["kid"]) if floor and floor["kid"] else None)
     if pooled["precision"] is not None:
-        add("precision / recall", _format_pair(pooled, *PRECISION), _format_pair(floor["pooled"], *PRECISION) if floor else None)
+        real = _format_pair(floor["pooled"], *PRECISION) if floor and floor["pooled"]["precision"] is not None else None
+        add("precision / recall", _format_pair(pooled, *PRECISION), real)
     if pooled.get("density") is not None:  # scores of older versions lack it
         real = _format_pair(floor["pooled"], *DENSITY) if floor and floor["pooled"].get("density") is not None else None
         add("density / coverage", _format_pair(pooled, *DENSITY), real)

@@ -15,7 +15,9 @@ from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_lin
 
 FILE = "scores.jsonl"
 Record = dict[str, Any]
-_POOLED = ("fid_infinity", "precision", "recall", "density", "coverage")  # numbers that may be null or, in old scores, missing
+_ENTRIES = ("fid", "inception_score", "kid")
+_POOLED = ("fid_infinity", "precision", "recall")  # numbers that may be null
+_NEW = ("density", "coverage")  # the same, which old scores lack
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,16 @@ def is_measurement(found: Any) -> bool:
     """Return whether ``found`` has the numbers that a protocol measures."""
     if not isinstance(found, dict) or not isinstance(found.get("pooled"), dict):
         return False
-    pooled, entries = found["pooled"], [found.get(name) for name in ("fid", "inception_score", "kid")]
+    pooled, entries = found["pooled"], [found.get(name) for name in _ENTRIES]
     return (
-        all(entry is None or (isinstance(entry, dict) and is_number(entry.get("mean"))) for entry in entries)
+        all(name in found for name in _ENTRIES)
+        and all(name in pooled for name in _POOLED)
+        and all(entry is None or (isinstance(entry, dict) and is_number(entry.get("mean"))) for entry in entries)
         and all(entry.get("std") is None or is_number(entry["std"]) for entry in entries if entry is not None)
-        and found.get("fid") is not None
+        and found["fid"] is not None
         and is_number(pooled.get("fid"))
-        and all(pooled.get(name) is None or is_number(pooled[name]) for name in _POOLED)
+        and all(pooled.get(name) is None or is_number(pooled[name]) for name in _POOLED + _NEW)
+        and all((pooled.get(a) is None) == (pooled.get(b) is None) for a, b in (("precision", "recall"), _NEW))
         and (found.get("copying") is None or (isinstance(found["copying"], dict) and is_number(found["copying"].get("z"))))
     )
 

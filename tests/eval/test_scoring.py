@@ -110,6 +110,19 @@ def test_a_score_is_mean_and_deviation_over_disjoint_runs_and_the_pooled_distanc
     assert found["pooled"]["fid"] < found["fid"]["mean"], "few images score worse than all of them"
 
 
+def test_a_record_lacking_an_entry_that_tables_read_is_not_a_score() -> None:
+    found = measure(
+        random_features(60, 0), Reference(random_features(90, 1)), Protocol(**{**vars(SMALL), "runs": 1, "samples": 60})
+    )
+    assert scores.is_measurement(found)
+    for name in ("fid", "inception_score", "kid"):
+        assert not scores.is_measurement({key: value for key, value in found.items() if key != name})
+    for name in ("fid", "fid_infinity", "precision", "recall"):
+        assert not scores.is_measurement({**found, "pooled": {k: v for k, v in found["pooled"].items() if k != name}})
+    for name in ("precision", "recall", "density", "coverage"):
+        assert not scores.is_measurement({**found, "pooled": {**found["pooled"], name: None}}), "one of a pair"
+
+
 def test_the_deviation_of_kid_is_unknown_where_each_subset_is_all_images() -> None:
     whole = Protocol(**{**vars(SMALL), "runs": 1, "samples": 90, "reference": None, "kid_size": 500})
     for count, known in ((90, False), (91, True)):
