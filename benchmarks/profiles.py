@@ -17,7 +17,7 @@ GROUPS = {  # the first group with a part of an operation's name has that operat
     "batch norm": ("batch_norm",),
     "activations": ("leaky_relu", "clamp_min", "threshold", "tanh", "softplus"),
     "optimiser": ("adam", "Adam"),
-    "products: dense layers, gradients of large weights": ("addmm", "::mm", "linear"),
+    "products: dense layers, convolutions with large weights, sums over a batch": ("addmm", "::mm", "linear"),
     "copies and casts": ("copy_", "_to_copy", "clone", "contiguous"),
 }
 OTHER = "means, sums, corrections and other passes"
