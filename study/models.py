@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan.models.convolution import FastConv2d
+from gan.models.memory_layout import Flatten
 from gan.models.norms import SpectralNorm, iterate_explicitly, normalize, normalize_input, power_iterate, weight_norm
 from study.config import ModelName, Variant
 from study.dropout import KeyedDropout
@@ -66,12 +68,12 @@ def _convolutional(
     layers: list[nn.Module] = []
     before = channels
     for number, (after, kernel, stride, padding, pool) in enumerate(convolutions, 1):
-        conv = nn.Conv2d(before, after, kernel, stride, padding)
+        conv = FastConv2d(before, after, kernel, stride, padding)
         layers += [normalize(conv, norm, gain=details.gain), details.activation()]
         layers += [KeyedDropout(details.dropout, number=number)] if details.dropout else []
         layers += [nn.MaxPool2d(2)] if pool else []
         before = after
-    features = nn.Sequential(*layers, nn.Flatten()).eval()
+    features = nn.Sequential(*layers, Flatten()).eval()
     try:
         with torch.no_grad():
             width = features(torch.zeros(1, channels, size, size)).numel()

@@ -41,7 +41,9 @@ def apply_layer(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, bias)
     if _computes_in_bf16(x) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
-        arguments = arguments_of(layer)
+        x, arguments = pad_beyond_half(x, weight, arguments_of(layer))
+        if arguments.padding != layer.padding:
+            return F.conv2d(x, weight, bias, layer.stride, arguments.padding, layer.dilation, layer.groups)
         if _entries_per_position(x, weight, arguments) >= _LARGE_FOR_WEIGHT_GRADIENT:
             with full_precision(x.device.type):
                 rounded = [t if t is None else t.to(torch.bfloat16) for t in (x, weight, bias)]
@@ -86,6 +88,20 @@ class _ConvolutionByProduct(torch.autograd.Function):
             output = torch.convolution(x, weight, bias, *context.arguments)
             return (*differentiable_gradients(output, (x, weight, bias), needed, gradient), None)
         return (*convolution_gradients(gradient, x, weight, context.arguments, needed), None)
+
+
+def pad_beyond_half(x: Tensor, weight: Tensor, arguments: ConvolutionArguments) -> tuple[Tensor, ConvolutionArguments]:
+    """Return ``x`` and ``arguments`` of the same convolution, whose padding is at most half the kernel if it is in bf16 on a CPU.
+
+    oneDNN takes up to eight times as long for a weight's gradient where an output pixel sees padding alone, as with a kernel of
+    3 and a padding of 2. Zeros around the input take the place of the padding beyond half.
+    """
+    excess = [max(0, p - (k - 1) // 2) for p, k in zip(arguments.padding, weight.shape[2:], strict=True)]
+    if arguments.transposed or not any(excess) or max(*arguments.stride, *arguments.dilation) > 1 or not _computes_in_bf16(x):
+        return x, arguments
+    down, right = excess
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, right, right, down, down)).permute(0, 3, 1, 2)  # stored channels last
+    return padded, arguments._replace(padding=tuple(p - e for p, e in zip(arguments.padding, excess, strict=True)))
 
 
 def differentiable_gradients(

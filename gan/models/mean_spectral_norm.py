@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.models.all_reduce import mean_over_processes, processes
-from gan.models.convolution import Layer, apply_layer, arguments_of
+from gan.models.convolution import Layer, apply_layer, arguments_of, pad_beyond_half
 from gan.models.mean_subtraction import MeanSubtractedConvolution, MeanSubtraction, RoundedWeight, round_weight
 from gan.models.precision import full_precision, is_autocast
 from gan.models.spectral_norm import SpectralNorm
@@ -78,7 +78,7 @@ class MeanSpectralNorm(SpectralNorm):
             image = mean_over_processes(x.flatten(0, -2).mean(0, dtype=weight.dtype))
             mean = rounded.to(weight.dtype) @ image
             return F.linear(x, rounded, (self.m - mean).to(x.dtype)), mean.detach()
-        arguments = arguments_of(self.layer)
+        x, arguments = pad_beyond_half(x, weight, arguments_of(self.layer))
         groups = (len(x),) if self._groups is None else self._groups
         output, mean = MeanSubtractedConvolution.apply(x, weight, self._rounded(weight, x.dtype), self.m, arguments, groups)
         return output, mean

@@ -17,9 +17,11 @@ from gan.models.convolution import (
     arguments_of,
     convolution_gradients,
     convolve,
+    pad_beyond_half,
 )
 from gan.models.dcgan import Discriminator, Generator
 from gan.models.memory_layout import Flatten, channel_sums, summed_image
+from gan.models.norms import normalize
 
 
 def set_limits(patch: pytest.MonkeyPatch, entries: float) -> None:
@@ -64,6 +66,42 @@ def test_products_give_the_convolution_and_its_gradients(case: tuple[nn.Conv2d |
         assert a is not None
         assert a.shape == b.shape
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@given(
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    stride=st.integers(1, 2),
+    norm=st.sampled_from(["none", "batch", "spectral", "mean_spectral", "mean_spectral_projected"]),
+    groups=st.integers(1, 2),
+)
+@settings(deadline=None, max_examples=80)
+def test_a_padding_beyond_half_the_kernel_may_be_zeros_around_the_input(
+    kernel: tuple[int, int], padding: tuple[int, int], stride: int, norm: str, groups: int
+) -> None:
+    found = []
+    for patched in (False, True):
+        torch.manual_seed(0)
+        layer = normalize(FastConv2d(2, 4, kernel, stride, padding, groups=groups), norm).double()
+        x = torch.randn(3, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if patched:
+                patch.setattr(convolution, "_computes_in_bf16", lambda x: True)
+                set_limits(patch, 1e9)  # no products
+            output = layer(x)
+            gradients = torch.autograd.grad(output.square().sum(), [x, *(p for p in layer.parameters())], allow_unused=True)
+        found.append([output, *(g for g in gradients if g is not None)])  # MSN does not use the bias of the layer
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_bf16_convolutions_pad_no_more_than_half_the_kernel_themselves() -> None:
+    for stride, expected in ((1, (1, 0)), (2, (3, 1))):  # where the stride is larger, torch is as fast with its own padding
+        layer = nn.Conv2d(2, 3, (3, 2), stride, (3, 1))
+        for dtype, paddings in ((torch.bfloat16, expected), (torch.float32, (3, 1))):
+            x, arguments = pad_beyond_half(torch.ones(1, 2, 5, 5, dtype=dtype), layer.weight, arguments_of(layer))
+            assert arguments.padding == paddings
+            assert x.shape[2:] == (5 + 2 * (3 - paddings[0]), 5 + 2 * (1 - paddings[1]))
 
 
 class Products(TorchDispatchMode):
