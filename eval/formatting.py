@@ -1,5 +1,6 @@
 """Scores as text for the terminal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from eval.comparison_keys import distance_label, inception_score_label
@@ -37,22 +38,23 @@ def format_record(run: str, record: dict[str, Any]) -> str:
     def add(name: str, value: str, real: str | None = None) -> None:
         lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'{label}: {real}'}".rstrip())
 
-    add(distance, format_mean_std(found["fid"]), format_mean_std(floor["fid"]) if floor else None)
+    def of_real(entry: str, write: Callable[[Any], str]) -> str | None:
+        return write(floor[entry]) if floor and floor[entry] else None
+
+    add(distance, format_mean_std(found["fid"]), of_real("fid", format_mean_std))
     if found["inception_score"]:
-        real = format_mean_std(floor["inception_score"]) if floor and floor["inception_score"] else None
-        add(inception_score_label(extractor), format_mean_std(found["inception_score"]), real)
+        score = format_mean_std(found["inception_score"])
+        add(inception_score_label(extractor), score, of_real("inception_score", format_mean_std))
     if protocol.runs > 1:
         add(f"{distance}, all {protocol.total:,} images", f"{pooled['fid']:.2f}")
     if pooled["fid_infinity"] is not None:
         add("extrapolated to infinitely many", f"{pooled['fid_infinity']:.2f}")
     if found["kid"]:
-        add("KID x 1000", _format_kid(found["kid"]), _format_kid(floor["kid"]) if floor and floor["kid"] else None)
-    if pooled["precision"] is not None:
-        real = _format_pair(floor["pooled"], *PRECISION) if floor and floor["pooled"]["precision"] is not None else None
-        add("precision / recall", _format_pair(pooled, *PRECISION), real)
-    if pooled.get("density") is not None:  # scores of older versions lack it
-        real = _format_pair(floor["pooled"], *DENSITY) if floor and floor["pooled"].get("density") is not None else None
-        add("density / coverage", _format_pair(pooled, *DENSITY), real)
+        add("KID x 1000", _format_kid(found["kid"]), of_real("kid", _format_kid))
+    for name, pair in (("precision / recall", PRECISION), ("density / coverage", DENSITY)):
+        if pooled.get(pair[0]) is not None:  # scores of older versions lack density
+            real = floor["pooled"] if floor else {}
+            add(name, _format_pair(pooled, *pair), _format_pair(real, *pair) if real.get(pair[0]) is not None else None)
     if copying := found.get("copying"):
         add("copying, Z_U (a diagnostic, not a proof)", f"{copying['z']:.1f}")
         lines.append("  (far below 0: nearer to the reference than the held-out images are)")

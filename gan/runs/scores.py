@@ -16,8 +16,9 @@ from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_lin
 FILE = "scores.jsonl"
 Record = dict[str, Any]
 _ENTRIES = ("fid", "inception_score", "kid")
-_POOLED = ("fid_infinity", "precision", "recall")  # numbers that may be null
-_NEW = ("density", "coverage")  # the same, which old scores lack
+_PRECISION = ("precision", "recall")  # null in both or in neither
+_POOLED = ("fid_infinity", *_PRECISION)  # numbers that may be null
+_NEW = ("density", "coverage")  # null in both or in neither; old scores lack them
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def is_measurement(found: Any) -> bool:
         and found["fid"] is not None
         and is_number(pooled.get("fid"))
         and all(pooled.get(name) is None or is_number(pooled[name]) for name in _POOLED + _NEW)
-        and all((pooled.get(a) is None) == (pooled.get(b) is None) for a, b in (("precision", "recall"), _NEW))
+        and all((pooled.get(a) is None) == (pooled.get(b) is None) for a, b in (_PRECISION, _NEW))
         and (found.get("copying") is None or (isinstance(found["copying"], dict) and is_number(found["copying"].get("z"))))
     )
 
