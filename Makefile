@@ -83,7 +83,7 @@ table2: setup
 			evaluation.every=5000 evaluation.extractor=$(EXTRACTOR) $(if $(WEIGHTS),evaluation.weights=$(WEIGHTS)) \
 			$(if $(STEPS),training.steps=$(STEPS)) $(SETTINGS); \
 		$$launch -m eval score $$run --protocol $(PROTOCOLS) --extractor $(EXTRACTOR) \
-			$(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(FLOOR),--floor $(FLOOR)); \
+			$(if $(WEIGHTS),--extractor-weights $(WEIGHTS)) $(if $(FLOOR),--floor $(FLOOR)); \
 	done; done; \
 	$(RUN)/python -m eval table2 $$runs --extractor $(EXTRACTOR) --out $(OUT)
 

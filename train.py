@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python train.py --config configs/folder.yaml data.path=PATH_TO_IMAGES.zip --dry-run
   accelerate launch --multi_gpu --num_processes 8 train.py --config configs/cifar10_msngan.yaml
 
-The same command resumes a stopped run. All settings, with their meaning: gan/config.py.
+The same command resumes a stopped run. All settings, with their meaning: docs/settings.md.
 """
 
 

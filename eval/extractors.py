@@ -201,7 +201,8 @@ def _inception_weights() -> Path:
     except OSError as error:
         raise UserError(
             f"Inception's weights cannot be downloaded ({first_line(error)}). Download {INCEPTION_URL} to {path},"
-            " or give a file with --weights. The extractor efficientnet-lite0 needs no download."
+            " or name a file with --extractor-weights (in training: evaluation.weights). The extractor efficientnet-lite0"
+            " needs no download."
         ) from None
     return path
 
@@ -210,7 +211,8 @@ def _require_published(path: Path) -> None:
     if not has_checksum(path, "sha256", INCEPTION_CHECKSUM):
         raise UserError(
             f"{path}: not the published Inception weights (their SHA-256 begins with {INCEPTION_CHECKSUM})."
-            " Remove the file to download them again, or give another one with --weights."
+            " Remove the file to download them again, or name another one with --extractor-weights (in training:"
+            " evaluation.weights)."
         )
 
 

@@ -83,7 +83,7 @@ def check_same_extractor(expected: dict[str, Any], found: dict[str, Any], what: 
         if key in found and found[key] != value:
             raise UserError(
                 f"{what}: made by another extractor ({key}: {found[key]}, here {value}). Scores of two extractors do not compare:"
-                " choose the same --extractor and --weights, or make the statistics again."
+                " choose the same --extractor and --extractor-weights, or make the statistics again."
             )
 
 

@@ -13,7 +13,7 @@ DESCRIPTION = "Score runs, compare two sets of images, write statistics of real 
 EXAMPLES = """examples:
   python -m eval score runs/digits_msngan --protocol quick --extractor efficientnet-lite0
   python -m eval score runs/cifar10_msngan --protocol paper sngan standard --extractor inception
-  python -m eval score runs/x --protocol paper --extractor inception --weights FILE.pth --reference cifar10:train
+  python -m eval score runs/x --protocol paper --extractor inception --extractor-weights FILE.pth --reference cifar10:train
   python -m eval score runs/x --follow --protocol quick --extractor inception
   python -m eval compare runs/msn_seed* --against runs/sn_seed* --protocol paper --extractor inception
   python -m eval neighbours runs/x --extractor inception --out neighbours.png

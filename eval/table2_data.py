@@ -94,7 +94,7 @@ def _no_scores(folder: Path, config: GanConfig, records: list[Record], extractor
     chosen = extractor or (_extractor_name(shown[-1]) if shown else config.evaluation.extractor)
     words = ["--protocol", protocol, "--extractor", chosen]
     if config.evaluation.weights and chosen == config.evaluation.extractor:
-        words += ["--weights", config.evaluation.weights]
+        words += ["--extractor-weights", config.evaluation.weights]
     which = f" by {extractor}" if extractor else ""
     command = command_line("eval", "score", folder, *words)
     return f"{folder}: no scores{which} yet{has} {choose}Score it with: {command}"

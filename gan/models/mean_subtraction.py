@@ -74,8 +74,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
         groups: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
         windows = _windows(len(x), x.shape[2:], weight.shape[2:], arguments, weight.dtype, weight.device)
-        image = torch.stack([summed_image(part, weight.dtype) * share for part, share in _shares(x, groups)]).sum(0)
-        patch = windows @ mean_over_processes(image)  # kernel C
+        patch = windows @ mean_over_processes(_weighted_image(x, groups, weight.dtype))  # kernel C
         mean = apply_to_patch(rounded.exact, patch, arguments)
         context.save_for_backward(x, weight, *rounded, m, patch)
         context.arguments, context.groups = arguments, groups
@@ -121,6 +120,13 @@ class MeanSubtractedConvolution(torch.autograd.Function):
 def _shares(x: Tensor, groups: tuple[int, ...]) -> list[tuple[Tensor, float]]:
     """Return each group of the batch ``x`` with the weight of its images in a mean: 1 where all groups have one size."""
     return [(part, len(x) / (len(groups) * len(part))) for part in x.split(groups)]
+
+
+def _weighted_image(x: Tensor, groups: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the sum of a batch's images, each at its weight in a mean: (H W, C)."""
+    if len(groups) == 1:
+        return summed_image(x, dtype)
+    return torch.stack([summed_image(part, dtype) * share for part, share in _shares(x, groups)]).sum(0)
 
 
 def _centred_by_definition(

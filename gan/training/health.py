@@ -67,7 +67,7 @@ class DivergenceMonitor:
 
 # D's loss where its logits are all zero, so that it cannot tell real from fake: 2 softplus(0), 2 max(0, 1 - 0), 0 - 0. The
 # first two are lowered by 1%, which is noise.
-_CHANCE_LOSS = {"sngan": 0.99 * 2 * math.log(2), "hinge": 0.99 * 2, "wgan": 0.0, "wgan-gp": 0.0}
+CHANCE_LOSS = {"sngan": 0.99 * 2 * math.log(2), "hinge": 0.99 * 2, "wgan": 0.0, "wgan-gp": 0.0}
 
 
 def steps_at_chance(loss: str, d_loss: float, step: int, last: Mapping[str, float]) -> int:
@@ -75,7 +75,7 @@ def steps_at_chance(loss: str, d_loss: float, step: int, last: Mapping[str, floa
 
     ``d_loss`` is that of ``step``; the count continues that of the ``last`` record (empty: there is none).
     """
-    if d_loss < _CHANCE_LOSS[loss]:
+    if d_loss < CHANCE_LOSS[loss]:
         return 0
     return int(last.get("d_chance_steps", 0)) + step - int(last.get("step", 0))
 

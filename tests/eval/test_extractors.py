@@ -110,7 +110,7 @@ def test_weights_that_cannot_be_had_are_told_with_url_place_and_the_offline_choi
     with pytest.raises(UserError) as caught:
         load_extractor("inception")
     message = str(caught.value)
-    assert all(part in message for part in (extractors.INCEPTION_URL, str(hub), "--weights", "efficientnet-lite0"))
+    assert all(part in message for part in (extractors.INCEPTION_URL, str(hub), "--extractor-weights", "efficientnet-lite0"))
     assert "\n" not in message
 
 

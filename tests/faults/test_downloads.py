@@ -158,7 +158,7 @@ def test_weights_that_never_come_whole_are_one_line_and_leave_nothing(
         assert server.asked["weights"] == 1
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("error: ")
-        assert all(part in last for part in (REASONS[behaviour], server.url, "--weights", "efficientnet-lite0"))
+        assert all(part in last for part in (REASONS[behaviour], server.url, "--extractor-weights", "efficientnet-lite0"))
     assert files_in(tmp_path / "hub") == []
 
 
