@@ -46,8 +46,8 @@ class GanTrainingConfig(TrainingConfig):
         "auto",
         "real and fake images through D in two batches or in one (joint). joint_quarter: G's update passes only every fourth real"
         " image, with four times the weight in each mean. joint_d: it passes none. auto: joint_quarter for the forms of"
-        " mean_spectral (joint where 4 does not divide the micro-batch, or beside batch norm), else separate. Different models only"
-        " for norms that mix images",
+        " mean_spectral (joint where 4 does not divide the micro-batch, or beside batch norm), else separate. Different models"
+        " only for norms that mix images",
         resolved=True,
     )
     # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
