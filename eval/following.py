@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from gan.config import load_config
 from gan.runs import checkpoints
+from gan.runs.manifest import MANIFEST, step_in_name
 from gan.utils.distributed import on_main
 from gan.utils.errors import UserError
 
@@ -21,11 +22,10 @@ def kept_generators(run: Path) -> dict[int, Path]:
 
     Raises UserError where ``run`` is not a run's folder.
     """
-    if not (run / "config.yaml").is_file() or (run / checkpoints.MANIFEST).exists():
+    if not (run / "config.yaml").is_file() or (run / MANIFEST).exists():
         raise UserError(f"{run}: not a run's folder, whose checkpoints --all scores. Leave --all out to score a checkpoint.")
     folders = [*checkpoints.steps(run / "checkpoints"), *checkpoints.steps(run / checkpoints.MILESTONES)]
-    found = {int(folder.name.removeprefix("step-")): folder for folder in folders}
-    return dict(sorted(found.items()))
+    return dict(sorted((step_in_name(folder), folder) for folder in folders))
 
 
 def follow_generators(run: Path, accelerator: Accelerator, *, wait: bool) -> Iterator[Path]:

@@ -61,6 +61,8 @@ class Reference:
 
 def check_reference_size(real: int, protocol: Protocol) -> None:
     """Raise UserError where a reference of ``real`` images is too small for ``protocol``."""
+    if real < 2:
+        raise UserError("the reference is one image. A covariance needs at least 2, a score thousands.")
     if protocol.reference is not None and real < protocol.reference:
         raise UserError(
             f"protocol {protocol.name}: compares with {protocol.reference:,} real images, the reference has {real:,}."
@@ -151,9 +153,10 @@ def measure(features: Features, reference: Reference, protocol: Protocol, held_o
 
 
 def _neighbourhoods(generated: Floats, real: Floats, neighbours: int) -> Result:
-    """Return the scores by nearest neighbours; density and coverage only where there are more real images than their k."""
-    precision, recall = precision_recall(generated, real, neighbours)
-    result: Result = {"precision": precision, "recall": recall, "neighbourhood": len(generated)}
+    """Return the scores by nearest neighbours; each pair only where there are more images than its k."""
+    result: Result = {"neighbourhood": len(generated)}
+    if min(len(generated), len(real)) > neighbours:
+        result["precision"], result["recall"] = precision_recall(generated, real, neighbours)
     if len(real) > DENSITY_NEIGHBOURS:
         density, coverage = density_coverage(generated, real, DENSITY_NEIGHBOURS)
         result |= {"density": density, "coverage": coverage, "density_neighbours": DENSITY_NEIGHBOURS}

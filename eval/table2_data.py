@@ -63,6 +63,9 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")
     chosen = {protocol: found for protocol in COLUMNS if (found := _comparable(records, protocol))}
+    if not chosen:
+        others = " and ".join(sorted({str(r["protocol"]) for own in records.values() for r in own if r["source"] == "command"}))
+        raise UserError(f"the runs have scores under {others} alone, which this version does not know. Score them again.")
     first = {protocol: next(iter(found.values())) for protocol, found in chosen.items()}
     _check_protocols(first)
     curve = _curve_record([r for own in records.values() for r in own if _extractor(r)["extractor"] in names])

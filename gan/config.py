@@ -14,6 +14,7 @@ from gan.utils.settings import CheckpointConfig, HealthConfig, Require, RunConfi
 Extractor: TypeAlias = Literal[
     "inception", "inception-pytorch-fid", "efficientnet-lite0", "inception-bf16", "efficientnet-lite0-bf16"
 ]
+LARGEST = 1e38  # of a number that torch takes in float32
 QUARTER = 4  # joint_quarter: one of so many real images passes through D in G's update
 
 
@@ -21,7 +22,11 @@ QUARTER = 4  # joint_quarter: one of so many real images passes through D in G's
 class LossConfig:
     name: Literal["wgan", "wgan-gp", "sngan", "hinge"] = setting("sngan", "loss of both networks")
     clip: float | None = setting(
-        None, "wgan: clip D's weights to [-clip, clip] after each update; null: no clipping", above=0, null="no clipping"
+        None,
+        "wgan: clip D's weights to [-clip, clip] after each update; null: no clipping",
+        above=0,
+        at_most=LARGEST,
+        null="no clipping",
     )
     penalty: float = setting(10.0, "wgan-gp: weight of the gradient penalty", at_least=0)
 
@@ -29,8 +34,8 @@ class LossConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: Literal["adam", "rmsprop"] = setting("adam", "optimizer of both networks")
-    d_lr: float = setting(2e-4, "learning rate of D", above=0)
-    g_lr: float = setting(2e-4, "learning rate of G", above=0)
+    d_lr: float = setting(2e-4, "learning rate of D", above=0, at_most=LARGEST)
+    g_lr: float = setting(2e-4, "learning rate of G", above=0, at_most=LARGEST)
     beta1: float = setting(0.5, "adam: decay of the mean gradient", at_least=0, below=1)
     beta2: float = setting(0.999, "adam: decay of the mean squared gradient; rmsprop: the same (often 0.99)", at_least=0, below=1)
     decay: Literal["none", "linear"] = setting("none", "linear: learning rates fall to 0 at training.steps")

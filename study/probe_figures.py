@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from gan.utils.tables import csv_text
 from study.panels import Column, Panel, grid
-from study.probes import PAPERS_LAYERS, THRESHOLDS
-from study.results import Record
+from study.probes import PAPERS_LAYERS
+from study.results import NEARLY_ZERO, Record
 
 HISTOGRAM_LAYERS = (45, 76)  # layers of DenseNet-BC in the paper's Figure 5, which counts them from 0 (see study/probes.py)
-NEARLY_ZERO = f"{THRESHOLDS[2]:g}"
 SHOWN_SHARE = 0.99  # of the gradient's entries that a histogram shows, those nearest to zero
 SHOWN_BINS = 50  # about as many; more are joined
 

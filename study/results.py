@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gan.runs.checkpoints import MANIFEST
 from gan.runs.folder import is_run
 from gan.runs.grouping import SeedGroup, group_by_seed
+from gan.runs.manifest import MANIFEST
 from gan.runs.metrics import METRICS, PROBES
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
@@ -20,8 +20,9 @@ from study.config import MODEL_NAMES, NORM_NAMES, StudyConfig
 FAILED = "failed.json"
 # Numbers that the figures need in each probe, beside the gradient's histogram and its shares of small entries.
 _PROBED = (
-    "gradient_zero", "gradient_std", "gradient_max", "weight_mean", "preactivation_mean", "singular_kernel_mean",
+    "gradient_zero", "gradient_std", "gradient_max", "weight_mean", "weight_std", "preactivation_mean", "singular_kernel_mean",
 )  # fmt: skip
+NEARLY_ZERO = "1e-06"  # of probes.THRESHOLDS: the share of the gradient's entries below it is in the figures
 Record = dict[str, Any]
 
 
@@ -119,6 +120,8 @@ def _is_probe(record: Record) -> bool:
     shares, counts = record.get("gradient_below"), record.get("gradient_histogram")
     numbers = [record.get(key) for key in _PROBED]
     if not (is_whole(record.get("layer")) and isinstance(shares, dict) and isinstance(counts, list)):
+        return False
+    if NEARLY_ZERO not in shares or not counts:
         return False
     return all(map(is_number, [*numbers, *shares.values(), *counts]))
 

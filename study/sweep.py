@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gan.launch.grid import PlannedRun, Values, plan
-from gan.runs.checkpoints import folder_of
 from gan.runs.folder import is_run
+from gan.runs.manifest import folder_of
 from gan.utils.errors import UserError
 from gan.utils.settings import differences, keep_resolved
 from study.config import StudyConfig, load_study_config

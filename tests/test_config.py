@@ -107,7 +107,7 @@ def test_every_setting_is_described_with_its_range() -> None:
     rows = {row.key: row for row in describe_settings(GanConfig)}
     assert rows["training.steps"][1:3] == ("int", 100_000)
     assert (rows["training.steps"].range, rows["training.steps"].changeable) == ("at least 1", True)
-    assert (rows["loss.clip"].type, rows["loss.clip"].range) == ("float or null", "a positive number")
+    assert (rows["loss.clip"].type, rows["loss.clip"].range) == ("float or null", "a positive number and at most 1e+38")
     assert (rows["optimizer.beta1"].range, rows["optimizer.beta1"].changeable) == ("at least 0 and below 1", False)
     assert rows["model.generator.channels"].range == "at least 1 and at most 8,192"
     assert rows["loss.name"].type == "wgan | wgan-gp | sngan | hinge"
@@ -233,3 +233,24 @@ def test_doubtful_combinations_are_warned_about(overrides: list[str], words: str
 
 def test_the_default_is_not_doubtful() -> None:
     assert load_config(CONFIGS[-1].parent / "digits_msngan.yaml").warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optimizer.d_lr=1e39", "optimizer.d_lr"),
+        ("loss.clip=1e39", "loss.clip"),
+        ("__class__.seed=5", "not a setting"),
+        ("run.name=a${b}", "${"),
+    ],
+)
+def test_what_torch_or_a_saved_configuration_could_not_take_is_refused(setting: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(CONFIGS[0].parent / "cifar10_wgan_clip.yaml", [setting])
+    assert said in str(error.value)
+
+
+def test_a_file_whose_name_no_saved_configuration_could_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a${b}.yaml").write_text("seed: 1")
+    with pytest.raises(UserError, match="contains"):
+        load_config(tmp_path / "a${b}.yaml")

@@ -37,8 +37,11 @@ def export(
     Raises UserError when ``out`` exists and is not empty, for a ``license`` that is no identifier, and as ``to_onnx``.
     """
     check_license(license)
+    try:
+        config = (generator.folder / "config.yaml").read_text() if hub_name is None else _without_folders(generator)
+    except FileNotFoundError:
+        raise UserError(f"{generator.folder}: its run has removed it meanwhile. Export a newer checkpoint.") from None
     converted = to_onnx(generator) if onnx else b""
-    config = (generator.folder / "config.yaml").read_text() if hub_name is None else _without_folders(generator)
     address = "FOLDER" if hub_name is None else f"hf://{hub_name}"
     with new_folder(out) as folder:
         weights = {WEIGHT_FILES[generator.weights]: generator.network.state_dict()}

@@ -13,6 +13,7 @@ from gan.config import GanConfig, load_config
 from gan.inference import hub, sampling
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
+from gan.runs.manifest import MANIFEST, SEAL, folder_of, read_consistently
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, expand_home
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 Weights = Literal["ema", "raw"]
 WEIGHT_FILES: dict[str, str] = {"ema": "ema", "raw": "generator"}
 # What is read of an export, and all that is downloaded of a repository.
-_FILES = [checkpoints.MANIFEST, checkpoints.SEAL, "config.yaml", *(f"{name}.safetensors" for name in WEIGHT_FILES.values())]
+_FILES = [MANIFEST, SEAL, "config.yaml", *(f"{name}.safetensors" for name in WEIGHT_FILES.values())]
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,7 +116,7 @@ def _find(path: Path, weights: Weights | None, device: torch.device, checkpoint:
         raise UserError(f"weights={weights!r}: expected 'ema' or 'raw'.")
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. Expected a run such as runs/digits_msngan, a checkpoint or an export.")
-    if (path / checkpoints.MANIFEST).exists():
+    if (path / MANIFEST).exists():
         if checkpoint != "newest":
             raise UserError(f"checkpoint={checkpoint}: {path} is one checkpoint. Give the folder of its run.")
         return _load(path, weights, device)
@@ -137,11 +138,15 @@ def _chosen(run: Path, checkpoint: str) -> Path:
         raise UserError(f"{run}: has no best checkpoint, which training keeps with evaluation.every. Kept: {', '.join(kept)}.")
     if checkpoint not in kept:
         raise UserError(f"checkpoint={checkpoint}: expected best, newest or a step that {run} keeps ({', '.join(kept)}).")
-    return checkpoints.folder_of(run / "checkpoints", int(checkpoint))
+    return folder_of(run / "checkpoints", int(checkpoint))
 
 
 def _load(folder: Path, weights: Weights | None, device: torch.device) -> TrainedGenerator:
     """Load the generator of one checkpoint or export."""
+    return read_consistently(folder, lambda: _read(folder, weights, device))
+
+
+def _read(folder: Path, weights: Weights | None, device: torch.device) -> TrainedGenerator:
     available = checkpoints.networks(folder)
     if not set(available) & set(WEIGHT_FILES.values()):
         raise UserError(f"{folder}: holds no generator ({', '.join(available)}). Give the run of a GAN.")

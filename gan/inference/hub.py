@@ -16,7 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined] # HTTPError, 
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from gan.runs.checkpoints import MANIFEST
+from gan.runs.manifest import MANIFEST
 from gan.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)

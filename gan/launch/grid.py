@@ -1,5 +1,6 @@
 """The grid of a sweep: every combination of configuration, values of settings and seed, as runs with folders of their own."""
 
+import hashlib
 import itertools
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from gan.utils.settings import C
 
 Values = dict[str, str]  # by dotted key: one combination, as text of the command line
 NAMED_BY_SWEEP = ("seed", "run.name")
+LONGEST_NAME = 200  # bytes; file systems allow 255, and logs and temporary files beside a run have longer names
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,15 @@ def _split(text: str) -> list[str]:
 def name_of(path: Path, values: Values, seed: int | None, varied: Sequence[str]) -> str:
     """Return a run's name: its configuration, the value of each ``varied`` key, its seed where the sweep has seeds.
 
-    A key is shortened to its last part, or to as many parts as tell it from the other keys; loss.name to loss.
+    A key is shortened to its last part, or to as many parts as tell it from the other keys; loss.name to loss. The end of a
+    name that is too long is replaced by a checksum.
     """
     parts = [f"{_short(key, varied).removesuffix('.name')}-{values[key]}" for key in varied]
     name = "_".join([path.stem, *parts, *([] if seed is None else [f"seed{seed}"])])
-    return re.sub(r"[^\w.+-]+", "-", name)
+    name = re.sub(r"[^\w.+-]+", "-", name)
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

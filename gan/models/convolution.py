@@ -151,8 +151,8 @@ def convolution_gradients(
 
 
 def _computes_in_bf16(x: Tensor) -> bool:
-    """Return whether a convolution of ``x`` is one in bf16 on a CPU."""
-    if x.device.type != "cpu":
+    """Return whether a convolution of ``x``, a batch of images, is one in bf16 on a CPU."""
+    if x.device.type != "cpu" or x.dim() != 4 or not x.numel():
         return False
     return x.dtype == torch.bfloat16 or (is_autocast("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
 

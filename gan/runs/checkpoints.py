@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,17 +14,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from gan.runs.manifest import FORMAT, MANIFEST, SEAL, damaged, folder_of, read_manifest, read_verified, seal, step_in_name
 from gan.utils.errors import UserError, first_line
 from gan.utils.files import sync_folder, write_synced
-from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 from gan.utils.tensor_files import load_tensors
 
-FORMAT = 2
 MILESTONES = "milestones"  # folder of a run for the generators that are kept for ever
-MANIFEST = "checkpoint.json"
-SEAL = "checkpoint.sha256"  # the manifest's checksum, as sha256sum writes it; the manifest holds those of the other files
 StateDict = dict[str, Tensor]
 _UNEVALUATED = "look-pending"  # an empty file where ``Checkpoint.evaluated`` is false; the only one that may disappear later
+_NAME = re.compile(r"step-[0-9]+")  # of a checkpoint's folder
 T = TypeVar("T")
 
 
@@ -37,11 +36,6 @@ class Checkpoint:
     config: str  # the run's configuration as YAML
     data: str  # fingerprint of the images
     evaluated: bool = True  # False where the run was stopped before this step's samples and scores were complete
-
-
-def folder_of(root: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of ``step``. Names sort by step."""
-    return root / f"step-{step:08d}"
 
 
 def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -82,7 +76,7 @@ def tidy(root: Path, step: int, *, keep: int) -> None:
     collide with new ones nor count among the ``keep`` newest. An interrupted removal of old checkpoints is completed.
     """
     for folder in steps(root):
-        if folder.name > folder_of(root, step).name:
+        if step_in_name(folder) > step:
             aside = root / f"damaged-{folder.name}"
             if aside.exists():
                 shutil.rmtree(aside)
@@ -147,12 +141,8 @@ def _write_files(folder: Path, step: int, data: str, files: Mapping[str, bytes])
     manifest = {"format": FORMAT, "step": step, "data": data, "files": sums}
     text = (json.dumps(manifest, indent=1) + "\n").encode()
     write_synced(folder / MANIFEST, text)
-    write_synced(folder / SEAL, _seal(text))
+    write_synced(folder / SEAL, seal(text))
     sync_folder(folder)
-
-
-def _seal(manifest: bytes) -> bytes:
-    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _prune(root: Path, keep: int) -> None:
@@ -173,19 +163,19 @@ def steps(root: Path) -> list[Path]:
     """Return the checkpoints' folders below ``root``, oldest first. Raises UserError where ``root`` is a file."""
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: a file, where the folder of checkpoints is expected. Restore it from a copy, or remove it.")
-    return sorted(path for path in root.glob("step-*") if path.is_dir())
+    return sorted((path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=step_in_name)
 
 
 def load(folder: Path) -> Checkpoint:
     """Load the checkpoint in ``folder`` and verify each file's checksum. Raises UserError where it is damaged or missing."""
-    contents = _verified(folder)
+    contents = read_verified(folder)
     manifest = json.loads(contents[MANIFEST])
     weights = {name: _tensors(folder, name, contents) for name in _networks(contents)}
     try:
         optimizers = load_tensors(contents["optimizers.pt"])
         config, data = contents["config.yaml"].decode(), str(manifest["data"])
     except (ValueError, KeyError) as error:
-        raise _damaged(folder, f"cannot be read ({first_line(error)})") from None
+        raise damaged(folder, f"cannot be read ({first_line(error)})") from None
     return Checkpoint(manifest["step"], weights, optimizers, config, data, is_evaluated(folder))
 
 
@@ -197,12 +187,12 @@ def _tensors(folder: Path, name: str, contents: Mapping[str, bytes]) -> StateDic
     try:
         return safetensors.torch.load(contents[f"{name}.safetensors"])
     except Exception as error:  # noqa: BLE001 (a header can claim any dtype and shape)
-        raise _damaged(folder, f"{name} cannot be read ({first_line(error)})") from None
+        raise damaged(folder, f"{name} cannot be read ({first_line(error)})") from None
 
 
 def load_weights(folder: Path, name: str) -> StateDict:
     """Load one network's weights from the checkpoint in ``folder``, verified. Raises UserError as ``load`` does."""
-    return _tensors(folder, name, _verified(folder, only=f"{name}.safetensors"))
+    return _tensors(folder, name, read_verified(folder, only=f"{name}.safetensors"))
 
 
 def step_of(folder: Path) -> int:
@@ -217,55 +207,7 @@ def is_evaluated(folder: Path) -> bool:
 
 def networks(folder: Path) -> list[str]:
     """Return the names of the networks whose weights ``folder`` holds. Raises UserError as ``load`` does."""
-    return _networks(_manifest(folder)[1])
-
-
-def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(f"checkpoint {folder}: {what}.")
-
-
-def _manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
-    """Return the manifest's text, and the size and checksum of each file in it. Raises UserError where it is damaged."""
-    try:
-        text = read_file(folder / MANIFEST, MAX_JSON)
-        manifest = parse_json(text)
-        listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
-        step, version = int(manifest["step"]), manifest["format"]
-        sealed = (folder / SEAL).exists()
-        intact = not sealed or read_file(folder / SEAL, MAX_JSON) == _seal(text)
-    except FileNotFoundError:
-        raise _damaged(folder, f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise _damaged(folder, f"{MANIFEST} is damaged") from None
-    if not intact:
-        raise _damaged(folder, f"{MANIFEST} has been changed or damaged (its checksum differs)")
-    if version not in (1, FORMAT):  # 1 had no seal
-        raise _damaged(folder, f"has format {version}, this version reads {FORMAT}")
-    if not sealed and version != 1:
-        raise _damaged(folder, f"no {SEAL} in it, so it is not a whole checkpoint")
-    if folder.name.startswith("step-") and folder.name != folder_of(folder.parent, step).name:
-        raise _damaged(folder, f"holds step {step}")
-    return text, listed
-
-
-def _verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
-    """Return the contents of the checkpoint's files (or ``only`` one of them), verified against its manifest."""
-    text, listed = _manifest(folder)
-    if only is not None and only not in listed:
-        raise _damaged(folder, f"has no {only}")
-    contents = {MANIFEST: text}
-    for name in [only] if only else listed:
-        size, checksum = listed[name]
-        try:
-            content = read_file(folder / Path(name).name, size)
-        except OSError as error:
-            raise _damaged(folder, f"{name} cannot be read ({error.strerror})") from None
-        if len(content) != size:
-            raise _damaged(folder, f"{name} has {len(content)} bytes instead of {size}")
-        if hashlib.sha256(content).hexdigest() != checksum:
-            raise _damaged(folder, f"{name} has been changed or damaged (its checksum differs)")
-        contents[name] = content
-    return contents
+    return _networks(read_manifest(folder)[1])
 
 
 def newest_usable(root: Path, read: Callable[[Path], T], report: Callable[[str], None]) -> T | None:

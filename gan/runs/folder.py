@@ -14,6 +14,7 @@ from gan.runs import checkpoints, initial_weights, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.environment import change_of_images, environment
 from gan.runs.lock import sign, writing_to
+from gan.runs.manifest import MANIFEST
 from gan.runs.metrics import METRICS, PROBES, truncate_metrics
 from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError
@@ -112,7 +113,7 @@ def refuse_run(folder: Path) -> None:
     inside = (found.parent for found in folder.glob("*/environment.json"))
     around = [folder.parent] if folder.name == "samples" else []
     for run in (folder, *around, *inside):
-        if (run / checkpoints.MANIFEST).exists() or ((run / "environment.json").exists() and is_run(run)):
+        if (run / MANIFEST).exists() or ((run / "environment.json").exists() and is_run(run)):
             score = command_line("eval", "score", run, "--protocol", "quick")
             sample = command_line("gan", "sample", run, "--single", "--count", 1000, "--out", "images.zip")
             raise UserError(
@@ -166,7 +167,7 @@ def start_folder(
         truncate_metrics(folder / PROBES, step)
         if checkpoint is None:
             (folder / initial_weights.FILE).unlink(missing_ok=True)
+        write_atomically(folder / "config.yaml", to_yaml(config).encode())  # first: it makes the folder a run, which can resume
         if origin is not None:
             write_atomically(folder / initial_weights.FILE, (json.dumps(origin, indent=1) + "\n").encode())
-        write_atomically(folder / "config.yaml", to_yaml(config).encode())
         write_atomically(record, (json.dumps({"starts": starts}, indent=1) + "\n").encode())

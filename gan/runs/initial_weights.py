@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gan.runs import checkpoints
 from gan.runs.checkpoints import StateDict
+from gan.runs.manifest import MANIFEST, read_consistently
 from gan.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def read_initial(path: str) -> InitialWeights:
     """
     given = Path(path)
     try:
-        if (given / checkpoints.MANIFEST).exists():
+        if (given / MANIFEST).exists():
             found: InitialWeights | None = _read(given)
         else:
             found = checkpoints.newest_usable(given / "checkpoints", _read, log.info)
@@ -50,6 +51,10 @@ def read_initial(path: str) -> InitialWeights:
 
 
 def _read(folder: Path) -> InitialWeights:
+    return read_consistently(folder, lambda: _networks(folder))
+
+
+def _networks(folder: Path) -> InitialWeights:
     names = [name for name in checkpoints.networks(folder) if name in _SOURCES]
     if not names:
         raise UserError(f"{folder} holds no network of a GAN.")

@@ -61,7 +61,7 @@ def is_locked(folder: Path) -> bool:
     """
     if not (folder / _FILE).is_file():
         return False
-    with suppress(OSError), closing(FileLock(folder / _FILE)) as lock:
+    with suppress(OSError), closing(FileLock(folder / _FILE, read_only=True)) as lock:
         return not lock.acquire(wait=False)
     return False
 

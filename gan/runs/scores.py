@@ -57,10 +57,21 @@ def _is_score(record: Record) -> bool:
         and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
         and isinstance(made_by["extractor"].get("extractor"), str)
         and all(key in made_by for key in ("weights", "seed"))
+        and made_by["reference"].get("count") in (None, *filter(is_whole, [made_by["reference"].get("count")]))
+        and _is_protocol(made_by.get("protocol", {}))
         and is_measurement(record.get("scores"))
         and "floor" in record
         and is_floor(record["floor"])
     )
+
+
+def _is_protocol(found: Any) -> bool:
+    """Return whether ``found`` says how many images were scored, or says nothing of it, as old scores."""
+    return isinstance(found, dict) and ("samples" not in found or all(is_whole(found.get(key)) for key in ("runs", "samples")))
+
+
+def _are_numbers(found: Any) -> bool:
+    return isinstance(found, list) and all(map(is_number, found))
 
 
 def is_measurement(found: Any) -> bool:
@@ -73,6 +84,7 @@ def is_measurement(found: Any) -> bool:
         and all(name in pooled for name in _POOLED)
         and all(entry is None or (isinstance(entry, dict) and is_number(entry.get("mean"))) for entry in entries)
         and all(entry.get("std") is None or is_number(entry["std"]) for entry in entries if entry is not None)
+        and all(_are_numbers(entry.get("values", [])) for entry in entries if entry is not None)
         and found["fid"] is not None
         and is_number(pooled.get("fid"))
         and all(pooled.get(name) is None or is_number(pooled[name]) for name in _POOLED + _NEW)

@@ -18,6 +18,7 @@ from gan.runs import checkpoints, scores
 from gan.runs.checkpoints import Checkpoint
 from gan.runs.initial_weights import describe, load_fitting, read_initial
 from gan.runs.loggers import Tracker
+from gan.runs.manifest import folder_of
 from gan.runs.metrics import METRICS, last_values
 from gan.runs.scores import Score
 from gan.runs.status import WARM_UP
@@ -148,7 +149,7 @@ class GanTask:
         if self._samples_due(step) and tracker is not None:
             self._warn_of_collapse(self._save_samples(step, tracker), step, tracker)
         if self._milestone_due(step) and tracker is not None:
-            self._save_generator(checkpoints.folder_of(self.config.folder / checkpoints.MILESTONES, step), step)
+            self._save_generator(folder_of(self.config.folder / checkpoints.MILESTONES, step), step)
 
     def _save_generator(self, folder: Path, step: int) -> None:
         """Replace ``folder`` by the generator alone, ready for ``load_generator``."""

@@ -27,6 +27,7 @@ CHECKPOINT = "of a run: newest (default), best, or the step of one that it keeps
 # Disk and permission errors, which the user can repair, wherever they occur.
 _USERS = {
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EMFILE,
+    errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
 
@@ -125,6 +126,7 @@ def program(main: Callable[[Sequence[str]], int]) -> Callable[[], int]:
 
 def run(command: Callable[[], int]) -> int:
     """Return the exit code of ``command``: 2 after one line on stderr for a user's mistake; other errors are ours."""
+    _open_closed_streams()
     keep_large_blocks()
     show_messages()
     for stream in (sys.stdout, sys.stderr):
@@ -132,13 +134,27 @@ def run(command: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")  # as \\xe9, where the terminal's encoding cannot show it
     try:
         code = _code_of(command)
-        sys.stdout.flush()
     except BrokenPipeError:
         if not _has_lost_its_reader(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
-        return 128 + signal.SIGPIPE
+        code = 128 + signal.SIGPIPE
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        code = code or _fail(f"standard output: {error.strerror}.", 2)
+    else:
+        return code
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
     return code
+
+
+def _open_closed_streams() -> None:
+    """Open the null device in place of stdout and stderr where they were closed, as by ``>&-``."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (for as long as the program runs)
 
 
 def _has_lost_its_reader(stream: TextIO) -> bool:
@@ -178,7 +194,7 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _fail(message: str, code: int) -> int:
     if code != 2 or _reports_mistakes():
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             print("error: " + printable(" ".join(message.split("\n"))), file=sys.stderr)
     return code
 

@@ -16,9 +16,9 @@ class FileLock:
     holds it, and its descriptor is private, so that a forked child could not close it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path`` without locking it. Raises OSError."""
-        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open ``path`` without locking it. Raises OSError. With ``read_only`` it must exist, and may belong to another user."""
+        flags = os.O_RDONLY if read_only or path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
         self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         _open_locks.add(self)
 

@@ -18,7 +18,7 @@ class _AboveBars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
-        with suppress(BrokenPipeError):  # nobody reads stderr any longer, but the work goes on
+        with suppress(OSError):  # nobody reads stderr any longer, or its disk is full, but the work goes on
             tqdm.write(level + printable(record.getMessage()), file=sys.stderr)
 
 

@@ -134,6 +134,7 @@ class RunConfig:
         require = requirer(self)
         for key, about, value in walk(self):
             require(not isinstance(value, str) or value.isprintable(), key, "must be readable, in one line.")
+            require(not isinstance(value, str) or "${" not in value, key, "contains ${, which no configuration may.")
             if value is not None and (mistake := about.mistake(value)):
                 require(False, key, mistake)
             require(not isinstance(value, int) or value < 2**63, key, "must be below 2^63.")

@@ -51,7 +51,8 @@ def update_from_pair(settings: T, pair: str) -> T:
     *sections, name = key.split(".")
     path: list[Any] = [settings]
     for section in sections:
-        path.append(getattr(path[-1], section, None) if is_dataclass(path[-1]) else None)
+        inside = {item.name for item in fields(path[-1])} if is_dataclass(path[-1]) else ()
+        path.append(getattr(path[-1], section) if section in inside else None)
     if not is_dataclass(path[-1]) or name not in {item.name for item in fields(path[-1])}:
         raise ValueError(_not_a_setting(key, settings))
     hint, inner = get_type_hints(type(path[-1]))[name], getattr(path[-1], name)

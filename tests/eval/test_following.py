@@ -1,5 +1,6 @@
 """Scores of every generator that a run has kept: milestones, checkpoints, and those that appear while the run trains."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from eval.__main__ import main
+from eval.following import kept_generators
 from gan import load_generator
 from gan.runs import scores
 from gan.utils import cli
@@ -85,3 +87,8 @@ def test_follow_scores_what_a_training_adds_until_its_last_step(run: Path, tiny:
 def test_a_checkpoint_is_not_a_run_whose_checkpoints_could_be_scored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert score(run / "checkpoints" / "step-00000004", "--all") == 2
     assert "not a run's folder" in capsys.readouterr().err
+
+
+def test_a_copy_beside_the_checkpoints_is_left_out(run: Path) -> None:
+    shutil.copytree(run / "checkpoints" / "step-00000004", run / "checkpoints" / "step-00000004.bak")
+    assert sorted(kept_generators(run)) == [2, 4]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,10 @@ def test_too_few_images_are_told() -> None:
         measure(random_features(149, 0), Reference(random_features(400, 1)), SMALL)
     with pytest.raises(UserError, match="compares with 120 real images, the reference has 119"):
         measure(random_features(150, 0), Reference(random_features(119, 1)), SMALL)
+    few = replace(SMALL, reference=None)
+    assert measure(random_features(150, 0), Reference(random_features(2, 1)), few)["pooled"]["precision"] is None
+    with pytest.raises(UserError, match="one image"):
+        measure(random_features(150, 0), Reference(random_features(1, 1)), few)
 
 
 # The command
@@ -599,3 +604,13 @@ def test_half_a_line_is_left_out_and_then_replaced(run: Path) -> None:
     score(run, protocol="quick")
     assert len((run / "scores.jsonl").read_bytes().splitlines()) == 2
     assert (run / "scores.jsonl").read_bytes().startswith(whole)
+
+
+def test_scores_under_a_protocol_of_another_version_alone_make_no_table(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(world / "scored", tmp_path / "run")
+    records = [json.loads(line) | {"protocol": "newer"} for line in (run / "scores.jsonl").read_text().splitlines()]
+    (run / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert evaluate("table2", str(run), "--out", str(tmp_path / "t")) == 2
+    assert "scores under newer alone" in capsys.readouterr().err

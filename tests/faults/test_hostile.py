@@ -553,7 +553,7 @@ def test_a_line_that_is_no_record_is_named(kind: str, tmp_path: Path) -> None:
 
 
 def a_score() -> dict[str, object]:
-    entry, identity = {"mean": 1.0, "std": None}, {"extractor": "small"}
+    entry, identity = {"mean": 1.0, "std": None, "values": [1.0]}, {"extractor": "small"}
     found = {
         "fid": entry,
         "inception_score": None,
@@ -561,7 +561,8 @@ def a_score() -> dict[str, object]:
         "pooled": {"fid": 1.0, "fid_infinity": None, "precision": None, "recall": None},
     }
     floor = {**found, "source": "real", "runs": 1, "samples": 2, "reference": 3, "images": {}}
-    provenance = {"extractor": identity, "reference": {}, "generated": {}, "weights": "ema", "seed": 0}
+    provenance = {"extractor": identity, "reference": {"count": 3}, "generated": {}, "weights": "ema", "seed": 0}
+    provenance |= {"protocol": {"runs": 1, "samples": 2}}
     known = {"step": 1, "protocol": "quick", "source": "command", "series": "a"}
     return {**known, "scores": found, "floor": floor, "provenance": provenance}
 

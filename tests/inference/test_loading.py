@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import eval.__main__
 import gan.__main__
 from gan import load_generator
+from gan.inference import generator
 from gan.runs import checkpoints
 from gan.utils import cli
 from gan.utils.errors import UserError
@@ -97,3 +99,32 @@ def test_latents_of_another_shape_are_refused_in_words(finished_run: Path) -> No
 def test_a_generator_is_shown_in_one_short_line(finished_run: Path) -> None:
     shown = repr(load_generator(finished_run))
     assert shown == f"TrainedGenerator('{finished_run}/checkpoints/step-00000004', step 4, ema, 1x32x32, cpu)"
+
+
+def test_a_checkpoint_that_training_replaces_while_it_is_read_is_read_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = checkpoints.load_weights(run / "checkpoints" / "step-00000004", "ema")
+    config = (run / "config.yaml").read_text()
+    build, replaced = generator.build_generator, []
+
+    def replacing(*arguments: Any, **options: Any) -> Any:
+        if not replaced:
+            replaced.append(True)
+            checkpoints.replace_weights(run / "best", 4, {"ema": newer}, config)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(generator, "build_generator", replacing)
+    found = load_generator(run, checkpoint="best")
+    assert found.step == 4
+    assert all(torch.equal(found.network.state_dict()[key], newer[key]) for key in newer)
+
+
+def test_a_checkpoint_that_training_removes_while_it_is_read_costs_one_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, build = run / "checkpoints" / "step-00000002", generator.build_generator
+
+    def removing(*arguments: Any, **options: Any) -> Any:
+        shutil.rmtree(folder, ignore_errors=True)
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(generator, "build_generator", removing)
+    with pytest.raises(UserError, match="step-00000002"):
+        load_generator(folder)

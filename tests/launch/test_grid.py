@@ -38,6 +38,12 @@ def test_a_name_tells_what_differs_and_nothing_else() -> None:
     assert name_of(path, values, None, ["data.path"]) == "digits_path-a-b-c"
 
 
+def test_a_name_too_long_for_a_file_system_ends_in_a_checksum() -> None:
+    names = {name_of(Path("a.yaml"), {"key": "\u00fc" * 200 + end}, None, ["key"]) for end in ("a", "b")}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 220 for name in names)
+
+
 def test_every_combination_is_planned_once_and_seeds_vary_slowest(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("training: {steps: 7}\n")

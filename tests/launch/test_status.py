@@ -1,8 +1,10 @@
 """What the commands status and sweep --status say of runs that are done, stopped, running, diverged or damaged."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,3 +124,19 @@ def test_the_status_of_a_sweep_lists_every_run_of_its_grid(
     assert second.split() == [str(tmp_path / "digits_msngan_seed1"), "waiting"]
     assert "damaged" in third and "not YAML" in third
     assert last == "3 runs: 1 stopped, 1 waiting, 1 damaged"
+
+
+def test_a_run_of_another_user_is_seen_to_be_held(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock file cannot be written to by the one who asks."""
+    opened = os.open
+
+    def refusing(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if Path(path).name == ".lock" and flags & (os.O_RDWR | os.O_CREAT):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, flags, *rest, **more)
+
+    with lock.lock_run(run):
+        lock.sign(run)
+        monkeypatch.setattr(os, "open", refusing)
+        assert lock.is_locked(run)
+        assert lock.holder(run).startswith(f"process {os.getpid()}")

@@ -211,3 +211,13 @@ def test_the_gradient_of_flattened_images_is_stored_channels_last() -> None:
     assert strides == [x.stride()]
     assert torch.equal(x.grad, weights.view(1, 3, 4, 4).expand(2, -1, -1, -1))
     assert torch.equal(Flatten()(x), x.flatten(1))
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("norm", ["none", "spectral"])
+def test_one_image_without_a_batch_and_an_empty_batch_take_torchs_own_path_in_bf16(norm: str, padding: int) -> None:
+    layer = normalize(FastConv2d(2, 3, 3, padding=padding), norm).eval()
+    x = torch.randn(2, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), layer(x[None])[0])
+        assert len(layer(torch.zeros(0, 2, 4, 4))) == 0

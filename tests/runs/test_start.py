@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from gan.runs import checkpoints
+from gan.runs.checkpoints import Checkpoint
 from gan.runs.folder import METRICS
+from gan.utils.files import write_atomically
 from tests.conftest import TINY, command
 
 
@@ -26,3 +29,33 @@ def test_a_run_without_a_step_may_be_started_with_other_settings(
     capsys.readouterr()
     assert command([*words, "model.latent_dim=4"]) == 2
     assert "holds a run with other settings (model.latent_dim: 6 -> 4)" in capsys.readouterr().err
+
+
+def test_a_kill_within_the_start_from_initial_weights_leaves_a_run_that_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path
+) -> None:
+    words = [*TINY, f"run.dir={tmp_path}", "run.name=a", "training.steps=1", f"training.initial={finished_run}"]
+    written: list[str] = []
+
+    def killed(path: Path, content: bytes) -> None:
+        if written and path.parent == tmp_path / "a":
+            raise KeyboardInterrupt
+        write_atomically(path, content)
+        written.append(path.name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gan.runs.folder.write_atomically", killed)
+        assert command(words) == 130
+    assert written == ["config.yaml"]
+    assert command(words) == 0
+    assert (tmp_path / "a" / "initial.json").exists()
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_checkpoints_are_ordered_by_their_step_and_other_folders_are_left_alone(tmp_path: Path, keep: int) -> None:
+    (tmp_path / "step-00000012.bak").mkdir()
+    for step in (99_999_000, 99_999_999, 100_000_000):
+        checkpoints.save(tmp_path, Checkpoint(step, {}, {}, "", ""), keep=keep)
+    names = ["step-99999000", "step-99999999", "step-100000000"][-keep:]
+    assert [path.name for path in checkpoints.steps(tmp_path)] == names
+    assert (tmp_path / "step-00000012.bak").is_dir()

@@ -1,6 +1,7 @@
 """Tables and the speed table, made from the records of runs."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -91,3 +92,12 @@ def test_speed_is_measured_for_every_model_and_norm(tmp_path: Path, monkeypatch:
         base, faster = float(model[0][2]), float(model[1][4])
         assert faster == pytest.approx(100 * (base / float(model[1][2]) - 1), abs=0.3)
         assert float(model[1][5]) == pytest.approx(faster - 27, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [{"weight_std": None}, {"gradient_below": {}}, {"gradient_histogram": []}])
+def test_a_probe_without_what_the_figures_need_is_refused(change: dict[str, object], finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    first, *others = (run / "probes.jsonl").read_text().splitlines()
+    (run / "probes.jsonl").write_text("\n".join([json.dumps(json.loads(first) | change), *others]) + "\n")
+    with pytest.raises(UserError, match="line 1"):
+        _ = read_run(run).probes

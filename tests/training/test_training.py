@@ -16,6 +16,7 @@ from gan.config import GanConfig, load_config
 from gan.data.datasets import load_images
 from gan.data.stream import BatchStream
 from gan.runs import checkpoints
+from gan.runs.manifest import folder_of
 from gan.training.context import GanContext
 from gan.training.gan_state import GanState, build_state, ema_weight, update_ema
 from gan.training.gan_step import discriminator_logits, train_step, update_discriminator, update_generator
@@ -190,7 +191,7 @@ def test_a_diverging_run_stops_with_the_last_good_checkpoint_intact(
 
 def test_bf16_trains_with_weights_in_float32(tiny: Tiny, tmp_path: Path) -> None:
     assert command(tiny("training.precision=bf16", "loss.name=wgan-gp", "training.steps=1")) == 0
-    saved = checkpoints.load(checkpoints.folder_of(tmp_path / "runs" / "tiny" / "checkpoints", 1))
+    saved = checkpoints.load(folder_of(tmp_path / "runs" / "tiny" / "checkpoints", 1))
     assert {value.dtype for network in saved.weights.values() for value in network.values()} <= {torch.float32, torch.int64}
 
 

@@ -1,8 +1,10 @@
 """What all programs share: terminals and pipes that show less, a Python without packages, ~, --out, --device."""
 
+import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from gan.utils import cli
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root
+from gan.utils.progress import progress
 from tests.conftest import command
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +170,42 @@ def test_a_file_that_exists_is_replaced_by_force_only(
     assert out.read_text() == "years of work"
     assert cli.run(lambda: program([*words, "--force"])) == 0
     assert b"years of work" not in out.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "words", "code"),
+    [
+        ("2>/dev/full", "training.step=3", 2),
+        (">/dev/full", "--dry-run", 2),
+        (">&-", "--dry-run", 0),
+        ("2>&-", "training.step=3", 2),
+    ],
+)
+def test_a_stream_that_is_full_or_closed_changes_no_exit_code_of_another_mistake(redirection: str, words: str, code: int) -> None:
+    """The disk of a log may be full, and a service may start a program without streams."""
+    line = f"{sys.executable} train.py {words} {redirection}"
+    found = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (found.returncode, "Traceback" in found.stderr) == (code, False)
+    if redirection == ">/dev/full":
+        assert found.stderr.endswith("No space left on device.\n")
+
+
+def test_messages_and_progress_go_on_where_the_disk_of_stderr_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w")  # noqa: SIM115 (closing it fails, too)
+    monkeypatch.setattr(sys, "stderr", full)
+
+    def work() -> int:
+        logging.getLogger("gan").warning("a message")
+        return sum(1 for _ in progress(3, "work", items=range(3)))
+
+    assert cli.run(work) == 3
+    monkeypatch.undo()
+    with suppress(OSError):
+        full.close()
+
+
+@pytest.mark.parametrize("words", [["--config", "a" * 300], ["data.name=folder", "data.path=" + "a" * 300, "--dry-run"]])
+def test_a_name_that_is_too_long_costs_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(words) == 2
+    assert capsys.readouterr().err.endswith("File name too long.\n")
