@@ -13,7 +13,7 @@ SETTINGS ?=
 # Table II from nothing: train, score, report. What is done is skipped, so the same command goes on after a stop.
 SEEDS ?= 0
 STEPS ?=
-TABLE2 ?= cifar10_wgan_gp_bn cifar10_wgan_gp cifar10_sngan cifar10_hinge cifar10_msngan
+TABLE2 ?= cifar10_wgan_gp_bn cifar10_wgan_gp_bn_joint cifar10_wgan_gp cifar10_sngan cifar10_hinge cifar10_msngan
 PROTOCOLS ?= paper sngan standard
 EXTRACTOR ?= inception
 WEIGHTS ?=

@@ -18,7 +18,8 @@ CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 def test_the_ready_configurations_are_there() -> None:
     assert {path.stem for path in CONFIGS} == {
-        "digits_msngan", "cifar10_sngan", "cifar10_msngan", "cifar10_wgan_gp_bn", "cifar10_wgan_gp", "cifar10_wgan_clip",
+        "digits_msngan", "cifar10_sngan", "cifar10_msngan", "cifar10_wgan_gp_bn",
+        "cifar10_wgan_gp_bn_joint", "cifar10_wgan_gp", "cifar10_wgan_clip",
         "cifar10_hinge", "cifar10_msngan_released", "folder",
     }  # fmt: skip
 
