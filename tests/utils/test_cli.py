@@ -206,6 +206,6 @@ def test_messages_and_progress_go_on_where_the_disk_of_stderr_is_full(monkeypatc
 
 
 @pytest.mark.parametrize("words", [["--config", "a" * 300], ["data.name=folder", "data.path=" + "a" * 300, "--dry-run"]])
-def test_a_name_that_is_too_long_costs_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(words) == 2
+def test_a_name_that_is_too_long_costs_one_line(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command([*words, f"run.dir={tmp_path}"]) == 2
     assert capsys.readouterr().err.endswith("File name too long.\n")
