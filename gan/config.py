@@ -8,13 +8,12 @@ from typing import Literal, Self, TypeAlias
 
 from gan.network_config import LIPSCHITZ_NORMS, ModelConfig, check_norms
 from gan.utils import settings
-from gan.utils.setting_fields import setting
+from gan.utils.setting_fields import LARGEST, setting
 from gan.utils.settings import CheckpointConfig, HealthConfig, Require, RunConfig, TrainingConfig, requirer
 
 Extractor: TypeAlias = Literal[
     "inception", "inception-pytorch-fid", "efficientnet-lite0", "inception-bf16", "efficientnet-lite0-bf16"
 ]
-LARGEST = 1e38  # of a number that torch takes in float32
 QUARTER = 4  # joint_quarter: one of so many real images passes through D in G's update
 
 

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from gan.config import GanConfig
 from gan.utils import settings
 from gan.utils.errors import UserError
-from gan.utils.setting_fields import setting
+from gan.utils.setting_fields import LARGEST, setting
 from gan.utils.settings import DataConfig, Norm, RunConfig, TrainingConfig, requirer
 
 ModelName: TypeAlias = Literal["cnn3", "vgg7", "densenet_bc"]
@@ -65,7 +65,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamConfig:
-    lr: float = setting(0.001, "learning rate", above=0, at_most=1e38)  # the largest that torch takes in float32
+    lr: float = setting(0.001, "learning rate", above=0, at_most=LARGEST)
     beta1: float = setting(0.9, "decay of the mean gradient", at_least=0, below=1)
     beta2: float = setting(0.999, "decay of the mean squared gradient", at_least=0, below=1)
 

@@ -57,7 +57,7 @@ def _is_score(record: Record) -> bool:
         and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
         and isinstance(made_by["extractor"].get("extractor"), str)
         and all(key in made_by for key in ("weights", "seed"))
-        and made_by["reference"].get("count") in (None, *filter(is_whole, [made_by["reference"].get("count")]))
+        and (made_by["reference"].get("count") is None or is_whole(made_by["reference"]["count"]))
         and _is_protocol(made_by.get("protocol", {}))
         and is_measurement(record.get("scores"))
         and "floor" in record

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import reduce
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+LARGEST = 1e38  # of a number that torch takes in float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
