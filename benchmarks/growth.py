@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from itertools import pairwise
 from typing import Any
 
@@ -76,17 +77,18 @@ def start(path: str) -> Case:
 
 
 def stream(path: str) -> Case:
-    """Read 20 batches of a folder that is not kept in memory."""
+    """Read 20 batches of a folder that is not kept in memory, with worker processes of their own."""
     overrides = ["data.name=folder", f"data.path={path}", "data.memory_gb=0"]
     config = load_config(ROOT / "configs" / "cifar10_msngan.yaml", overrides)
     images = load_images(config.data)
     config = resolve(config, images.channels, torch.device("cpu"))
     shard = BatchShard.of(config, rank=0, processes=1)
-    batches = BatchStream(images, None, config=config, shard=shard, device=torch.device("cpu"))
 
     def case(number: int) -> None:
-        for update in range(20 * number, 20 * number + 20):
-            batches.batch(update)
+        # Workers that are left to the end of this process would delay it by the time that a stopped run is given to save.
+        with closing(BatchStream(images, None, config=config, shard=shard, device=torch.device("cpu"))) as batches:
+            for update in range(20 * number, 20 * number + 20):
+                batches.batch(update)
 
     return numbered(case)
 
