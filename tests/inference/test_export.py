@@ -1,6 +1,7 @@
 """Exports: a model card for a stranger, and an ONNX file that computes what the generator does."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from gan.inference import export as exports
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
 from gan.utils import cli
+from gan.utils.errors import UserError
 from gan.utils.settings import set_value, to_yaml
 from tests.small import scale_down
 
@@ -142,4 +144,13 @@ def test_a_mistaken_export_is_one_line_and_writes_nothing(
     assert program("export", newest, "--out", tmp_path / "exported", *options) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_its_run_removed_after_loading_is_told(tmp_path: Path) -> None:
+    folder = trained_by_hand(tmp_path / "checkpoint", "batch")
+    generator = load_generator(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="its run has removed it meanwhile"):
+        exports.export(generator, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
