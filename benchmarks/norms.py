@@ -1,5 +1,7 @@
 """Measure the paper's claim of speed: a discriminator's training step under BN, SN and MSN."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from benchmarks.measurements import Row, Suite, speed_up
 from benchmarks.plain import NaiveMeanSpectralNorm
 from benchmarks.steps import discriminator_like, precisions
 from gan.models.losses import discriminator_loss
-from gan.models.norms import SpectralNorm, power_iterate
+from gan.models.memory_layout import subtract_image, summed_image
+from gan.models.norms import MeanSpectralNorm, SpectralNorm, power_iterate
 from gan.training.gan_step import discriminator_logits
 
 NAMES = {"batch": "BN", "spectral": "SN", "mean_spectral": "MSN", "naive": "MSN, word for word"}
+PASSES = "SN, and MSN's passes over images alone"
 
 
 def build(norm: str) -> nn.Module:
@@ -50,6 +54,43 @@ def training_step(norm: str, precision: str, batch: int = 64) -> Case:
     return case
 
 
+def with_passes(precision: str, batch: int = 64) -> Case:
+    """Take SN's update, then make the passes over images that MSN adds to it, and nothing else of MSN.
+
+    No implementation of MSN with these operations can be faster.
+    """
+    step = training_step("spectral", precision, batch)
+    passes = 2 * _passes(torch.bfloat16 if precision == "bf16" else torch.float32, batch)  # of real and fake images
+
+    def case() -> float:
+        loss: float = step()
+        for one in passes:
+            one()
+        return loss
+
+    return case
+
+
+def _passes(dtype: torch.dtype, batch: int) -> list[Callable[[], Any]]:
+    """Return MSN's passes over the images of one batch, forward and backward: see MeanSubtractedConvolution."""
+    shapes: list[tuple[torch.Size, torch.Size]] = []  # of each layer's input and output
+    network = build("mean_spectral")
+    for module in network.modules():
+        if isinstance(module, MeanSpectralNorm):
+            module.register_forward_hook(lambda _, inputs, output: shapes.append((inputs[0].shape, output.shape)))
+    network(torch.randn(batch, 3, 32, 32))
+    passes: list[Callable[[], Any]] = []
+    for layer, (before, after) in enumerate(shapes):
+        x, gradient = (torch.randn(shape).to(dtype, memory_format=torch.channels_last) for shape in (before, after))
+        image, channel = torch.randn(x[0, 0].numel(), x.shape[1]).to(dtype), torch.randn(after[1], 1, 1).to(dtype)
+        passes.append(partial(summed_image, x, torch.float32))
+        if 3 * gradient.numel() <= 2 * x.numel():
+            passes.append(partial(torch.sub, gradient, channel))
+        elif layer:  # the gradient of real and fake images themselves is not needed
+            passes.append(partial(subtract_image, x, image))
+    return passes
+
+
 def agreement() -> float:
     """Return the largest relative difference between the gradients of MSN and of its definition, both in float64.
 
@@ -70,7 +111,7 @@ def lines(suite: Suite) -> list[Row]:
     equal = suite.check("gradients in float64 equal", agreement(), 1e-9)
     pairs = [
         ("SN", "BN", "", "the paper: 1.27"), ("MSN", "BN", "≥ 1", "the paper: 1.16"), ("MSN", "SN", "≥ 0.97", ""),
-        ("MSN", NAMES["naive"], "", equal),
+        ("MSN", NAMES["naive"], "", equal), (PASSES, "SN", "", "the most that MSN can reach"),
     ]  # fmt: skip
     found = []
     for name, precision in precisions().items():
@@ -78,6 +119,7 @@ def lines(suite: Suite) -> list[Row]:
             text: Candidate("benchmarks.norms:training_step", {"norm": norm, "precision": precision})
             for norm, text in NAMES.items()
         }
+        candidates[PASSES] = Candidate("benchmarks.norms:with_passes", {"precision": precision})
         timings = compete(candidates, rounds=suite.rounds(4, 40))
         found += [speed_up(f"D's training step, {name}", timings, a, b, check, goal) for a, b, goal, check in pairs]
     return found

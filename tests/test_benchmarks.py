@@ -137,6 +137,15 @@ def test_msn_word_for_word_has_the_same_gradients() -> None:
 
 
 @pytest.mark.slow
+def test_the_passes_alone_are_those_that_msn_adds_to_sn() -> None:
+    # Seven convolutions take a sum over their images. Three have stride 2 and centre their gradient; of the other four, the
+    # first needs no gradient of its images, and three correct it.
+    passes = [one.func.__name__ for one in norms._passes(torch.float32, batch=2)]
+    assert {name: passes.count(name) for name in passes} == {"summed_image": 7, "sub": 3, "subtract_image": 3}
+    assert norms.with_passes("fp32", batch=2)() == pytest.approx(norms.training_step("spectral", "fp32", batch=2)())
+
+
+@pytest.mark.slow
 def test_a_profile_names_what_the_time_of_a_step_goes_to(tmp_path: Path) -> None:
     write_random_images(tmp_path, 40)
     found = profiles.milliseconds(steps.ours("mean_spectral", "fp32", str(tmp_path), batch=4), repeats=1)
