@@ -57,7 +57,8 @@ def same_settings(config: C) -> C:
     if changed := differences(config, saved):
         raise UserError(
             f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
-            " Set run.name to start another run, or give the old settings to resume this one."
+            " Set run.name to start another run, or resume this one with its own settings:"
+            f" --config {config.folder / 'config.yaml'}."
         )
     return config
 

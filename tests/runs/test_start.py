@@ -28,7 +28,11 @@ def test_a_run_without_a_step_may_be_started_with_other_settings(
     assert (tmp_path / "a" / METRICS).read_text().count('"d_loss"') == 2
     capsys.readouterr()
     assert command([*words, "model.latent_dim=4"]) == 2
-    assert "holds a run with other settings (model.latent_dim: 6 -> 4)" in capsys.readouterr().err
+    error = capsys.readouterr().err.strip()
+    assert "holds a run with other settings (model.latent_dim: 6 -> 4)" in error
+    named = error.rpartition("with its own settings: ")[2].removesuffix(".").split()
+    assert command([*named, "training.steps=3"]) == 0
+    assert (tmp_path / "a" / METRICS).read_text().count('"d_loss"') == 3
 
 
 def test_a_kill_within_the_start_from_initial_weights_leaves_a_run_that_resumes(
