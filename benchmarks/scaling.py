@@ -15,7 +15,7 @@ from gan.config import load_config
 from gan.training.gan_step import train_step
 from gan.utils.tables import markdown_table
 
-CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
+CONFIGS = {"SN": "cifar10_sngan", "MSN": "cifar10_msngan_written", "WGAN-GP (BN)": "cifar10_wgan_gp_bn"}
 
 
 @dataclass(frozen=True)

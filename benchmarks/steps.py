@@ -25,7 +25,7 @@ from gan.training.gan_step import discriminator_logits, train_step
 from gan.training.health import DivergenceMonitor
 from gan.utils.distributed import make_accelerator
 
-CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan", "none": "cifar10_wgan_gp"}
+CONFIGS = {"spectral": "cifar10_sngan", "mean_spectral": "cifar10_msngan_written", "none": "cifar10_wgan_gp"}
 # Trainings by their name in the table: norm of D, and training.d_batches.
 VARIANTS = {
     "SN": ("spectral", "auto"),

@@ -134,7 +134,7 @@ def test_gain_is_differentiated() -> None:
     ],
 )
 def test_lists_that_cannot_be_are_refused(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(["--config", "cifar10_msngan", "--dry-run", *overrides]) == 2
+    assert command(["--config", "cifar10_msngan_written", "--dry-run", *overrides]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
 
@@ -161,7 +161,7 @@ def test_auto_takes_whole_batches_where_a_fourth_of_one_is_no_whole_number() -> 
 def test_the_loss_that_needs_a_bounded_slope_asks_it_of_every_layer() -> None:
     with pytest.raises(UserError, match="nothing bounds the critic's slope"):
         load_config(
-            Path("configs/cifar10_msngan.yaml"),
+            Path("configs/cifar10_msngan_written.yaml"),
             ["loss.name=wgan", f"model.discriminator.layer_norms=[none,{','.join(['mean_spectral'] * 6)},spectral]"],
         )
     assert isinstance(GanConfig().model.discriminator, DiscriminatorConfig)
