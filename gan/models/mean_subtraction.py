@@ -91,7 +91,7 @@ class MeanSubtractedConvolution(torch.autograd.Function):
             return g_x, g_weight, None, g_m, None, None
         values = gradient.numel() // gradient.shape[1] * processes()  # averaged in a channel's mean
 
-        if 3 * gradient.numel() <= 2 * x.numel():
+        if centres_first(gradient, x):
             g_m = channel_sums(gradient, weight.dtype)
             s = sum_over_processes(g_m) / values
             parts = [part - (s * share).to(part.dtype).view(1, -1, 1, 1) for part, share in _shares(gradient, groups)]
@@ -115,6 +115,11 @@ class MeanSubtractedConvolution(torch.autograd.Function):
                 g_m.view(arguments.groups, -1, 1, 1, 1), taps.unflatten(0, (arguments.groups, 1, -1)), value=-1
             )
         return g_x, g_weight, None, g_m, None, None
+
+
+def centres_first(gradient: Tensor, x: Tensor) -> bool:
+    """Return whether subtracting a mean from ``gradient`` of the output is cheaper than correcting that of the input ``x``."""
+    return 3 * gradient.numel() <= 2 * x.numel()
 
 
 def _shares(x: Tensor, groups: tuple[int, ...]) -> list[tuple[Tensor, float]]:
