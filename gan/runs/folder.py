@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def same_settings(config: C) -> C:
         raise UserError(
             f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
             " Set run.name to start another run, or resume this one with its own settings:"
-            f" --config {config.folder / 'config.yaml'}."
+            f" {shlex.join(['--config', str(config.folder / 'config.yaml')])}."
         )
     return config
 

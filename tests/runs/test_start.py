@@ -1,5 +1,6 @@
 """A run without a step may be started with other settings; one with a step may not."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_a_run_without_a_step_may_be_started_with_other_settings(
     assert command([*words, "model.latent_dim=4"]) == 2
     error = capsys.readouterr().err.strip()
     assert "holds a run with other settings (model.latent_dim: 6 -> 4)" in error
-    named = error.rpartition("with its own settings: ")[2].removesuffix(".").split()
+    named = shlex.split(error.rpartition("with its own settings: ")[2].removesuffix("."))
     assert command([*named, "training.steps=3"]) == 0
     assert (tmp_path / "a" / METRICS).read_text().count('"d_loss"') == 3
 
