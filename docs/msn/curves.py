@@ -68,6 +68,8 @@ def draw(rows: list[Row], out: Path) -> None:
         curves[row["run"]][row["seed"]][int(row["step"])] = float(row["distance"])
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
     for (form, label), colour in zip(LABELS.items(), plt.colormaps["tab10"].colors, strict=False):
+        if form not in curves:
+            continue
         seeds = list(curves[form].values())
         steps = sorted(step for step in set.intersection(*map(set, seeds)) if step)
         means = [sum(curve[step] for curve in seeds) / len(seeds) for step in steps]
