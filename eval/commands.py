@@ -29,6 +29,7 @@ from gan.inference.neighbours import find_neighbours, training_images
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
+from gan.utils.safe_reading import printable_lines
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,11 @@ def _load_extractor(options: argparse.Namespace, accelerator: Accelerator) -> Ex
 def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     """Score each run, add the records to its scores.jsonl, and print them."""
     named: Iterable[tuple[Path, TrainedGenerator]]
+    unread: list[UserError] = []
     if options.all or options.follow:
         for run in options.runs:  # a mistake is told before the extractor is loaded
-            on_main(accelerator, partial(kept_generators, run))
-        named = _all_generators(options, accelerator)
+            on_main(accelerator, partial(kept_generators, run, options.generator))
+        named = _all_generators(options, accelerator, unread)
     else:
         named = zip(options.runs, _load_generators(options, accelerator, options.runs), strict=True)
     extractor = _load_extractor(options, accelerator)
@@ -68,16 +70,25 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             for record in records:
                 print(json.dumps(record, sort_keys=True) if options.json else format_record(str(path), record), flush=True)
+    if unread:
+        raise UserError(f"generators that could not be read, and have no score: {len(unread)} (see above). All others have one.")
 
 
-def _all_generators(options: argparse.Namespace, accelerator: Accelerator) -> Iterator[tuple[Path, TrainedGenerator]]:
-    """Yield each generator that the runs have kept, with its run. One that the training has removed meanwhile is left out."""
+def _all_generators(
+    options: argparse.Namespace, accelerator: Accelerator, unread: list[UserError]
+) -> Iterator[tuple[Path, TrainedGenerator]]:
+    """Yield each generator that the runs have kept, with its run. What is wrong with one is told and added to ``unread``.
+
+    One that the training has removed meanwhile is no mistake.
+    """
     for run in options.runs:
-        for folder in follow_generators(run, accelerator, wait=options.follow):
+        for folder in follow_generators(run, accelerator, options.generator, wait=options.follow):
             try:
                 generator = partial(load_generator, folder, options.generator, accelerator.device)
                 yield run, on_all(accelerator, generator)
             except UserError as error:
+                if on_main(accelerator, partial(folder.exists)):
+                    unread.append(error)
                 if accelerator.is_main_process:
                     log.warning(f"{error} Going on with the next.")
 
@@ -239,11 +250,11 @@ def table2(options: argparse.Namespace) -> None:
     """Write the report of the paper's Table II, and print it as Markdown."""
     table = table2_data.collect(options.runs, options.extractor)
     try:
-        write_report(table, options.out)
+        text = write_report(table, options.out)
     except OSError as error:
         raise _not_writable(options.out, error) from None
     log.info(f"wrote {options.out / 'table2.html'}, table2.md and table2.csv beside it")
-    print((options.out / "table2.md").read_text(), end="")
+    print(printable_lines(text), end="")
 
 
 def _not_writable(out: Path, error: OSError) -> UserError:

@@ -35,7 +35,7 @@ def _first_difference(key: str, a: Any, b: Any) -> str:
 
 def is_published_extractor(extractor: dict[str, Any]) -> bool:
     """Return whether an extractor's identity has a network and weights that published scores were computed with."""
-    return extractor["extractor"] in PUBLISHED_EXTRACTORS and str(extractor["weights_sha256"]).startswith(INCEPTION_CHECKSUM)
+    return extractor["extractor"] in PUBLISHED_EXTRACTORS and str(extractor.get("weights_sha256")).startswith(INCEPTION_CHECKSUM)
 
 
 def distance_label(extractor: dict[str, Any], *, short: bool = False) -> str:

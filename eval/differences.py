@@ -74,10 +74,12 @@ def difference(a: Group, b: Group, *, lower_is_better: bool) -> Difference:
         freedom = total**2 / sum(g.variance**2 / (len(g.values) - 1) for g in (a, b)) if total else np.inf
         margin = float(scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(total))
         interval = found - margin, found + margin
-        if interval[0] <= 0 <= interval[1]:
+        if interval[1] < 0 or interval[0] > 0:
+            verdict = "A is better" if (found < 0) == lower_is_better else "B is better"
+        elif np.isfinite(margin):
             verdict = "no verdict: the interval contains 0"
         else:
-            verdict = "A is better" if (found < 0) == lower_is_better else "B is better"
+            verdict = "no verdict: the numbers are too large for an interval"
     sampling = float(found - half), float(found + half)
     return Difference(float(np.mean(a.values)), float(np.mean(b.values)), found, interval, sampling, seeds, verdict)
 

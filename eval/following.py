@@ -8,6 +8,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from gan.config import load_config
+from gan.inference.generator import WEIGHT_FILES, Weights
 from gan.runs import checkpoints
 from gan.runs.manifest import MANIFEST, step_in_name
 from gan.utils.distributed import on_main
@@ -17,18 +18,23 @@ log = logging.getLogger(__name__)
 INTERVAL = 10.0  # seconds between two looks for a new generator
 
 
-def kept_generators(run: Path) -> dict[int, Path]:
+def kept_generators(run: Path, weights: Weights | None = None) -> dict[int, Path]:
     """Return the milestone or else the checkpoint of each step that ``run`` has kept, by step.
+
+    A milestone has one kind of weights. Where that is not the kind asked for, the checkpoint of its step is returned.
 
     Raises UserError where ``run`` is not a run's folder.
     """
     if not (run / "config.yaml").is_file() or (run / MANIFEST).exists():
         raise UserError(f"{run}: not a run's folder, whose checkpoints --all scores. Leave --all out to score a checkpoint.")
-    folders = [*checkpoints.steps(run / "checkpoints"), *checkpoints.steps(run / checkpoints.MILESTONES)]
-    return dict(sorted((step_in_name(folder), folder) for folder in folders))
+    found = {step_in_name(folder): folder for folder in checkpoints.steps(run / "checkpoints")}
+    for folder in checkpoints.steps(run / checkpoints.MILESTONES):
+        if weights is None or (folder / f"{WEIGHT_FILES[weights]}.safetensors").exists() or step_in_name(folder) not in found:
+            found[step_in_name(folder)] = folder
+    return dict(sorted(found.items()))
 
 
-def follow_generators(run: Path, accelerator: Accelerator, *, wait: bool) -> Iterator[Path]:
+def follow_generators(run: Path, accelerator: Accelerator, weights: Weights | None, *, wait: bool) -> Iterator[Path]:
     """Yield the generators that ``run`` has kept, each once, in the order of their steps. All processes call it together.
 
     With ``wait``, wait for new ones until the run's last step is there. A checkpoint may be removed by the training at any
@@ -37,7 +43,9 @@ def follow_generators(run: Path, accelerator: Accelerator, *, wait: bool) -> Ite
     done: set[int] = set()
     announced = False
     while True:
-        kept, last = on_main(accelerator, lambda: (kept_generators(run), load_config(run / "config.yaml").training.steps))
+        kept, last = on_main(
+            accelerator, lambda: (kept_generators(run, weights), load_config(run / "config.yaml").training.steps)
+        )
         if waiting := [step for step in kept if step not in done]:
             done.add(waiting[0])
             yield kept[waiting[0]]

@@ -69,6 +69,17 @@ def check_reference_size(real: int, protocol: Protocol) -> None:
         )
 
 
+def check_held_out_size(held_out: int, protocol: Protocol) -> None:
+    """Raise UserError where ``held_out`` images are too few for a floor under ``protocol``."""
+    if held_out < (fewest := _fewest_scored(protocol)):
+        raise UserError(f"--floor: protocol {protocol.name} needs at least {fewest} held-out images, not {held_out}.")
+
+
+def _fewest_scored(protocol: Protocol) -> int:
+    """Return the number of images below which ``protocol`` gives no score."""
+    return max(protocol.splits, protocol.neighbours + 1, 2)
+
+
 def warn_of_few_images(what: str, images: GaussianStats | Sized, dimensions: int) -> None:
     """Log a warning where ``images`` are too few for a stable Frechet distance, as far as statistics say their number."""
     count = images.count if isinstance(images, GaussianStats) else len(images)
@@ -221,11 +232,16 @@ def floor(reference: Reference, protocol: Protocol, held_out: Features | None = 
         source = "images taken out of the reference"
     samples = min(protocol.samples, len(pool))
     runs = min(protocol.runs, len(pool) // max(samples, 1))
-    if samples < max(protocol.splits, protocol.neighbours + 1, 2) or len(chosen) <= protocol.neighbours:
+    if samples < _fewest_scored(protocol) or len(chosen) <= protocol.neighbours:
         return None
     settings = asdict(protocol) | {"runs": runs, "samples": samples, "reference": None}
     result = measure(pool, Reference(everything[chosen]), Protocol(**settings))
     return result | {"source": source, "runs": runs, "samples": samples, "reference": len(chosen), "images": pool.images}
+
+
+def held_out_identity(reference: Reference, held_out: Features | None) -> dict[str, Any] | None:
+    """Return what a record says of the ``held_out`` images that it was made with; None where there were none."""
+    return held_out.images if held_out is not None and reference.features is not None else None
 
 
 def make_record(
@@ -246,7 +262,7 @@ def make_record(
             "extractor": features.extractor,
             "reference": reference.identity(protocol),
             "generated": features.images,
-            "floor": floor["images"] if floor is not None and floor["source"] == HELD_OUT else None,
+            "floor": held_out_identity(reference, held_out),
             "deviation": "ddof=0: over runs of one generator (IS over splits where there is one run), KID over subsets",
             **provenance,
         },

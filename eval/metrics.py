@@ -41,15 +41,23 @@ def frechet_distance(a: GaussianStats, b: GaussianStats) -> float:
         a, b = b, a
     # The eigenvalues ascend. Those beyond the product's highest possible rank are rounding errors, whose square roots would
     # add up; rounding also makes some near zero negative.
-    eigenvalues = scipy.linalg.eigvalsh(_congruent(a.covariance, b.factor), overwrite_a=True, check_finite=False)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            eigenvalues = scipy.linalg.eigvalsh(_congruent(a.covariance, b.factor), overwrite_a=True, check_finite=False)
+    except scipy.linalg.LinAlgError:  # the product is beyond the range of numbers
+        raise _not_finite() from None
     eigenvalues = eigenvalues[-min(_max_rank(a), _max_rank(b)) :].clip(min=0)
     difference = a.mean - b.mean
     with np.errstate(over="ignore", invalid="ignore"):
         traces = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(eigenvalues).sum()
         distance = float(difference @ difference + traces)
     if not np.isfinite(distance):
-        raise UserError("the Frechet distance is not finite: a statistics file or the extractor's weights are damaged.")
+        raise _not_finite()
     return max(distance, 0.0)
+
+
+def _not_finite() -> UserError:
+    return UserError("the Frechet distance is not finite: a statistics file or the extractor's weights are damaged.")
 
 
 def _congruent(covariance: Floats, factor: Floats) -> Floats:

@@ -114,7 +114,7 @@ class Scorer:
             "protocol": protocol.identity(),
             "extractor": self.extractor.identity,
             "reference": self.reference.identity(protocol),
-            "floor": self.held_out.images if self.held_out and self.reference.features else None,
+            "floor": measurement.held_out_identity(self.reference, self.held_out),
             "generated": images.identity,
         }
         for record in scores.read(folder):
@@ -152,6 +152,8 @@ def make_scorer(
     held_out = None
     if floor is not None:
         held_out = on_all(accelerator, lambda: real_images_for(config, floor, folder))
+        for protocol in protocols:
+            on_all(accelerator, partial(measurement.check_held_out_size, len(held_out), protocol))
     if isinstance(opened, Reference):
         reference: Reference | None = opened
     else:
@@ -205,12 +207,12 @@ def score_generator(
     records = on_main(accelerator, find_records)
     missing = [protocol for protocol in protocols if protocol.name not in records]
     if missing:
+        on_main(accelerator, lambda: scores.require_writable(folder))  # an extraction takes minutes
         count = max(protocol.total for protocol in missing)
         features = extract(images, scorer.extractor, count=count, accelerator=accelerator, batch=batch)
         for protocol in missing:
             record = scorer.score(features, protocol, generator.config, generator.step, "command")
             if record is not None:
-                folder.mkdir(parents=True, exist_ok=True)
                 scores.append(folder, record)
                 records[protocol.name] = record
     # Also where no score was missing: an earlier command may have been killed before this line.

@@ -16,6 +16,7 @@ from gan.data.datasets import load_images
 from gan.inference.images import encode, grid
 from gan.runs import scores
 from gan.runs.grouping import differing_settings, group_by_seed
+from gan.runs.manifest import MANIFEST
 from gan.utils.command_lines import command_line
 from gan.utils.errors import UserError
 
@@ -52,6 +53,8 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     configs: dict[Path, GanConfig] = {}
     records: dict[Path, list[Record]] = {}
     for folder in {path.resolve(): path for path in folders}.values():
+        if (folder / MANIFEST).exists():
+            raise UserError(f"{folder}: a checkpoint. Give the folder of its run, which has its scores.")
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: not a run's folder (no config.yaml in it). Expected folders such as runs/cifar10_msngan.")
         configs[folder] = load_config(folder / "config.yaml")

@@ -13,15 +13,17 @@ from gan.utils.files import write_atomically
 from gan.utils.tables import markdown_table
 
 
-def write_report(table: Table, out: Path) -> None:
-    """Write table2.md, table2_curves.png, table2.csv and table2.html into the folder ``out``."""
+def write_report(table: Table, out: Path) -> str:
+    """Write table2.md, table2_curves.png, table2.csv and table2.html into the folder ``out``. Return the first one's text."""
     out.mkdir(parents=True, exist_ok=True)
     curves = draw_curves(table)
     if curves is not None:
         write_atomically(out / "table2_curves.png", curves)
-    write_atomically(out / "table2.md", markdown(table, curves is not None).encode())
-    write_atomically(out / "table2.csv", table2_cells.comma_separated(table).encode())
-    write_atomically(out / "table2.html", page(table, curves).encode())
+    text = markdown(table, curves is not None)
+    contents = {"table2.md": text, "table2.csv": table2_cells.comma_separated(table), "table2.html": page(table, curves)}
+    for name, content in contents.items():
+        write_atomically(out / name, content.encode(errors="backslashreplace"))
+    return text
 
 
 def markdown(table: Table, curves: bool = False) -> str:

@@ -10,7 +10,7 @@ from gan.config import GanConfig
 from gan.data.decoding import MAX_FILE_BYTES
 from gan.runs.metrics import METRICS
 from gan.utils.errors import UserError
-from gan.utils.safe_reading import read_file, read_records
+from gan.utils.safe_reading import is_number, read_file, read_records
 
 Record = dict[str, Any]
 _GRIDS = 4  # pictures along a training
@@ -63,6 +63,10 @@ def _read_picture(path: Path) -> bytes:
 
 def _read_seconds(path: Path) -> list[tuple[int, float]]:
     try:
-        return [(line["step"], float(line["seconds"])) for line in read_records(path) if "seconds" in line]
-    except (OSError, ValueError, TypeError, OverflowError):
-        raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.") from None
+        lines = [line for line in read_records(path) if "seconds" in line]
+        intact = all(is_number(line["seconds"]) for line in lines)
+    except (OSError, ValueError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
+    return [(line["step"], float(line["seconds"])) for line in lines]

@@ -1,6 +1,7 @@
 """python -m study: train the paper's classifiers, sweep their settings, make the paper's tables and figures."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -75,10 +76,20 @@ def _rate(text: str) -> float:
     return rate
 
 
+def _settings(arguments: Sequence[str]) -> list[str]:
+    """Return the settings, key=value, which may come anywhere, also after an option that takes several values.
+
+    A path may contain "=" too: one that is there, or is given to an option.
+    """
+    words = zip(["", *arguments], arguments, strict=False)
+    free = [word for before, word in words if before not in ("--config", "--out") and not word.startswith("-")]
+    # Path.exists raises OSError for a name that is too long.
+    return [word for word in free if "=" in word and not os.path.exists(word)]  # noqa: PTH110
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = _parser()
-    # key=value may come anywhere, also after an option that takes several values.
-    pairs = [word for word in arguments if "=" in word and not word.startswith("-")]
+    pairs = _settings(arguments)
     options = parser.parse_args([word for word in arguments if word not in pairs])
     if options.command in ("train", "sweep"):
         options.overrides = [*options.overrides, *pairs]

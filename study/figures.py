@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from gan.utils.errors import UserError
 from gan.utils.files import make_folder, write_atomically
+from gan.utils.safe_reading import without_mathematics
 from study.config import MODEL_NAMES, NORM_NAMES
 from study.panels import NORM_COLOURS, STYLE, Panel, column, grid
 from study.probe_figures import PROBE_FIGURES, probes_csv
@@ -116,7 +117,9 @@ def _accuracy(groups: Sequence[tuple[ComparableRuns, float]]) -> Figure:
             label = f"{NORM_NAMES[norm]} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
             axis.plot(epochs, means, color=NORM_COLOURS[norm], label=label, marker="o", markersize=3)
             axis.fill_between(epochs, means - spreads, means + spreads, color=NORM_COLOURS[norm], alpha=0.15, linewidth=0)
-        told = textwrap.fill(f"{data_name(group.first)}, lr {rate:g}: {budget(group, [own for own, _ in groups])}", 48)
+        told = textwrap.fill(
+            f"{without_mathematics(data_name(group.first))}, lr {rate:g}: {budget(group, [own for own, _ in groups])}", 48
+        )
         axis.set_title(f"{MODEL_NAMES[group.first.model]}\n{told}", fontsize=8)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)

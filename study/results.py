@@ -53,7 +53,7 @@ class ClassifierRun:
     def trained_on(self) -> int | None:
         """The number of training images; None where it is unknown."""
         count = self.images.rpartition("-")[2].partition("x")[0]
-        return int(count) if count.isdecimal() else None
+        return int(count) if count.isdecimal() and len(count) < 19 else None
 
     @cached_property
     def metrics(self) -> list[Record]:

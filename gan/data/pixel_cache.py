@@ -10,6 +10,7 @@ import numpy as np
 
 from gan.data.decoding import Pixels
 from gan.utils.files import cache_root, remove_unfinished, write_atomically
+from gan.utils.locks import locked
 from gan.utils.safe_reading import open_regular
 
 _DIGEST = hashlib.sha256().digest_size  # bytes: a file is the SHA-256 of the pixels, then the pixels
@@ -47,5 +48,6 @@ def save(key: str, pixels: Pixels) -> None:
         return
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(path.parent)
-        write_atomically(path, hashlib.sha256(pixels.data).digest(), pixels.data)
+        with locked(path.parent / ".lock"):  # what is unfinished there is of a killed process
+            remove_unfinished(path.parent)
+            write_atomically(path, hashlib.sha256(pixels.data).digest(), pixels.data)

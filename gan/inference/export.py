@@ -38,7 +38,7 @@ def export(
     """
     check_license(license)
     try:
-        config = (generator.folder / "config.yaml").read_text() if hub_name is None else _without_folders(generator)
+        config = (generator.folder / "config.yaml").read_text("utf-8") if hub_name is None else _without_folders(generator)
     except FileNotFoundError:
         raise UserError(f"{generator.folder}: its run has removed it meanwhile. Export a newer checkpoint.") from None
     converted = to_onnx(generator) if onnx else b""

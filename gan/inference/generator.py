@@ -13,7 +13,7 @@ from gan.config import GanConfig, load_config
 from gan.inference import hub, sampling
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
-from gan.runs.manifest import MANIFEST, SEAL, folder_of, read_consistently
+from gan.runs.manifest import MANIFEST, SEAL, folder_of, read_consistently, read_verified
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, expand_home
@@ -154,6 +154,7 @@ def _read(folder: Path, weights: Weights | None, device: torch.device) -> Traine
     if WEIGHT_FILES[chosen] not in available:
         raise UserError(f"{folder}: holds no {chosen} weights. Choose the other ones, or leave the choice out.")
     saved = checkpoints.load_weights(folder, WEIGHT_FILES[chosen])
+    read_verified(folder, only="config.yaml")
     config = load_config(folder / "config.yaml")
     try:
         _require_as_many(config, saved)

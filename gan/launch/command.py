@@ -18,6 +18,7 @@ from gan.runs.folder import DIVERGED, is_run, saved_config
 from gan.runs.status import read_status
 from gan.utils import cli
 from gan.utils.errors import UserError
+from gan.utils.safe_reading import printable_lines
 from gan.utils.settings import C, differences, keep_resolved
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -72,9 +73,9 @@ class SweepCommand(Generic[C]):
         """Do with ``runs`` what the options say, and return the exit code; see ``Sweep``."""
         program = [*program, *(["--device", self.device] if self.device else [])]
         if self.status:
-            print(describe_progress(runs))
+            print(printable_lines(describe_progress(runs)))
         elif self.dry_run:
-            print(describe_grid(runs, skip=partial(_tell, skip, self.retry)))
+            print(printable_lines(describe_grid(runs, skip=partial(_tell, skip, self.retry))))
         elif self.slurm:
             print(self._write_job(runs, program, skip))
         else:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from gan.launch.report import describe_run
 from gan.runs.status import find_runs, read_status
+from gan.utils.safe_reading import printable_lines
 
 INTERVAL = 5  # seconds
 _CLEAR = "\x1b[H\x1b[2J"
@@ -18,7 +19,7 @@ def status(options: argparse.Namespace) -> int:
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a watch ends
         while True:
             found = [read_status(folder) for folder in folders]
-            text = "\n\n".join(map(describe_run, found))
+            text = printable_lines("\n\n".join(map(describe_run, found)))
             print(_CLEAR + text if options.watch and sys.stdout.isatty() else text, flush=True)
             if not options.watch or all(run.state in ("done", "diverged") for run in found):
                 break

@@ -108,6 +108,12 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file()
 
 
+def require_unused(folder: Path) -> None:
+    """Raise UserError where a run has been started in ``folder``, which another process did while this one read its images."""
+    if is_run(folder):
+        raise UserError(f"{folder}: another process has started a run in it meanwhile. The same command resumes that run.")
+
+
 def refuse_run(folder: Path) -> None:
     """Raise UserError where the pictures in ``folder``, the place of a set of images, are a run's grids of samples."""
     if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises OSError for a name that is too long)

@@ -87,5 +87,5 @@ def _holder(folder: Path) -> str:
     try:
         found = parse_json(read_file(folder / _FILE, 1000))
         return f" (process {int(found['process'])} on {found['host']} since {found['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gan.utils.errors import UserError
-from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
+from gan.utils.safe_reading import MAX_JSON, is_whole, parse_json, read_file
 
 FORMAT = 2
 MANIFEST = "checkpoint.json"
@@ -40,7 +40,9 @@ def read_manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
         text = read_file(folder / MANIFEST, MAX_JSON)
         manifest = parse_json(text)
         listed = {str(name): (int(f["bytes"]), str(f["sha256"])) for name, f in manifest["files"].items()}
-        step, version = int(manifest["step"]), manifest["format"]
+        step, version = manifest["step"], manifest["format"]
+        if not is_whole(step):
+            raise ValueError("step")
         sealed = (folder / SEAL).exists()
         intact = not sealed or read_file(folder / SEAL, MAX_JSON) == seal(text)
     except FileNotFoundError:

@@ -17,20 +17,26 @@ METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
 def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
     """Remove the lines of ``path`` after ``step``, and an incomplete last line, since they will be written again.
 
-    Where ``step`` has not been ``evaluated``, its lines of an evaluation are removed too: those without "seconds".
+    Where ``step`` has not been ``evaluated``, its lines of an evaluation are removed too: those without "seconds". Damaged
+    lines are removed with those after ``step``, as a power cut leaves them.
+
+    Raises UserError where lines that are to stay follow a damaged one, and leaves the file as it is.
     """
     if not path.exists():
         return
-    end = 0
+    end, intact = 0, True
     with path.open("rb") as file:
         for line in file:
             try:
                 record = json.loads(line)
                 later = record["step"] > step or (record["step"] == step and not evaluated and "seconds" not in record)
             except (ValueError, KeyError, TypeError, RecursionError):
-                break
+                intact = False
+                continue
             if not line.endswith(b"\n") or later:
                 break
+            if not intact:
+                raise _damaged(path)
             end += len(line)
     with path.open("r+b") as file:
         file.truncate(end)
@@ -59,11 +65,15 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
                 values = None
             wanted = isinstance(values, dict) and keys[0] in values
             if not isinstance(values, dict) or (wanted and not all(is_number(values.get(key)) for key in ("step", *keys))):
-                raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
+                raise _damaged(path)
             if wanted:
                 return values
             end = start
     return {}
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
 
 
 class JsonLines:

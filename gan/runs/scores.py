@@ -52,17 +52,23 @@ def _is_score(record: Record) -> bool:
     """Return whether ``record`` has every entry that is read from it."""
     made_by = record.get("provenance")
     return (
-        all(isinstance(record.get(key), str) for key in ("protocol", "source", "series"))
+        all(_is_name(record.get(key)) for key in ("protocol", "source", "series"))
         and isinstance(made_by, dict)
         and all(isinstance(made_by.get(key), dict) for key in ("extractor", "reference", "generated"))
-        and isinstance(made_by["extractor"].get("extractor"), str)
-        and all(key in made_by for key in ("weights", "seed"))
+        and _is_name(made_by["extractor"].get("extractor"))
+        and _is_name(made_by.get("weights"))
+        and is_whole(made_by.get("seed"))
         and (made_by["reference"].get("count") is None or is_whole(made_by["reference"]["count"]))
         and _is_protocol(made_by.get("protocol", {}))
         and is_measurement(record.get("scores"))
         and "floor" in record
         and is_floor(record["floor"])
     )
+
+
+def _is_name(found: Any) -> bool:
+    """Return whether ``found`` is a text that may be printed as it is."""
+    return isinstance(found, str) and found.isprintable()
 
 
 def _is_protocol(found: Any) -> bool:
@@ -101,6 +107,13 @@ def is_floor(found: Any) -> bool:
         and all(is_whole(found.get(key)) for key in ("runs", "samples", "reference"))
         and "images" in found
     )
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` where it is missing. Raise OSError where this user may not add scores to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        pass
 
 
 def append(folder: Path, record: Record) -> None:

@@ -61,7 +61,7 @@ def read_status(folder: Path, total: int | None = None) -> RunStatus:
     try:
         batch = _number(settings, "training.batch_size") * _number(settings, "training.d_steps", "1")
         total = total or _total_steps(settings, folder)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"{config}: damaged ({str(error).rstrip('.')}). Restore it from a copy.") from None
     record = last_values(folder / METRICS, "images_per_second", "seconds")
     losses = {key: value for key, value in record.items() if key in ("d_loss", "g_loss", "loss") and is_number(value)}

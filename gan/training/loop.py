@@ -16,7 +16,7 @@ from gan.data.loader import require_none
 from gan.data.sources import needs_decoding
 from gan.runs import checkpoints
 from gan.runs.checkpoints import Checkpoint
-from gan.runs.folder import is_run, open_run, refuse_run, same_settings, start_folder
+from gan.runs.folder import is_run, open_run, refuse_run, require_unused, same_settings, start_folder
 from gan.runs.lock import lock_run
 from gan.runs.loggers import Tracker, check_trackers
 from gan.training.context import Metrics
@@ -110,6 +110,7 @@ def run_training(
         # Records. From here on the run's folder is written to.
         if not resuming:
             _lock(config, accelerator, stack)
+            on_main(accelerator, lambda: require_unused(config.folder))
         on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint, origin))
         tracker = only_on_main(accelerator, lambda: stack.enter_context(Tracker(config, start)))
         stop = stack.enter_context(StopRequest(accelerator))

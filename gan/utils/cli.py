@@ -56,12 +56,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def whole_number(low: int) -> Callable[[str], int]:
-    """Return a function that parses a whole number of at least ``low``."""
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a function that parses a whole number from ``low`` to ``high`` (None: no limit)."""
+    limits = f"from {low} up" if high is None else f"from {low} to {high}"
 
     def read(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from {low} up")
+        if not text.isdecimal() or not low <= int(text) <= (2**63 - 1 if high is None else high):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number {limits}")
         return int(text)
 
     return read

@@ -22,6 +22,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Return ``text`` with each of its lines ``printable``."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def without_mathematics(text: str) -> str:
+    """Return ``text`` as a label for matplotlib, which takes what stands between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
+
+
 def open_regular(path: Path) -> io.FileIO:
     """Open a file for reading. Raises OSError for a folder, a device or a pipe, without waiting for the pipe's writer."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -116,6 +116,8 @@ def _parse(text: str) -> Node | None:
             if depth > _MAX_DEPTH:
                 raise ValueError(f"nested {depth} deep, which no setting is.")
         root: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    except OverflowError:
+        raise ValueError("not YAML: a character beyond Unicode.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
