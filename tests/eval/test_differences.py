@@ -33,12 +33,14 @@ def test_seeds_that_agree_by_chance_do_not_hide_the_sampling_error() -> None:
     assert found.sampling_interval == pytest.approx((-1 - 1.959964 * deviation, -1 + 1.959964 * deviation), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(
     "a, b, lower_is_better, verdict",
     [
         ([10.0, 11.0, 12.0], [20.0, 21.0, 22.0], True, "A is better"),
         ([10.0, 11.0, 12.0], [20.0, 21.0, 22.0], False, "B is better"),
         ([10.0, 21.0], [20.0, 11.0], True, "no verdict: the interval contains 0"),
+        ([1e200, 3e200], [2e200, 4.1e200], True, "no verdict: the numbers are too large for an interval"),
         ([10.0], [20.0, 21.0], True, "no verdict: one side has a single training seed"),
         ([10.0], [20.0], True, "no verdict: both sides have a single training seed"),
     ],

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from eval.__main__ import main
 from eval.following import kept_generators
 from gan import load_generator
+from gan.inference.generator import TrainedGenerator
 from gan.runs import scores
 from gan.utils import cli
 from tests.conftest import command
@@ -92,3 +94,32 @@ def test_a_checkpoint_is_not_a_run_whose_checkpoints_could_be_scored(run: Path, 
 def test_a_copy_beside_the_checkpoints_is_left_out(run: Path) -> None:
     shutil.copytree(run / "checkpoints" / "step-00000004", run / "checkpoints" / "step-00000004.bak")
     assert sorted(kept_generators(run)) == [2, 4]
+
+
+def test_all_takes_the_checkpoint_where_the_milestone_lacks_the_weights_asked_for(run: Path) -> None:
+    kept = kept_generators(run, "raw")
+    assert kept == {2: run / "milestones" / "step-00000002", 4: run / "checkpoints" / "step-00000004"}
+
+
+def test_all_scores_what_it_can_and_tells_what_it_cannot_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    (run / "milestones" / "step-00000002" / "ema.safetensors").write_bytes(b"damaged")
+    assert score(run, "--all") == 2
+    assert [record["step"] for record in scores.read(run)] == [4]
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: generators that could not be read, and have no score: 1")
+
+
+def test_all_needs_no_checkpoint_that_the_training_removes_meanwhile(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scale_down(monkeypatch)
+
+    def removed(folder: Path, *arguments: Any) -> TrainedGenerator:
+        if folder.name == "step-00000002":
+            shutil.rmtree(folder)
+        return load_generator(folder, *arguments)
+
+    monkeypatch.setattr("eval.commands.load_generator", removed)
+    assert score(run, "--all") == 0
+    assert [record["step"] for record in scores.read(run)] == [4]

@@ -227,6 +227,12 @@ def test_distance_at_infinity_removes_the_bias_of_few_images() -> None:
     assert abs(extrapolated) < plain / 8
 
 
+def test_covariances_beyond_all_numbers_are_told() -> None:
+    huge = GaussianStats(np.zeros(64), 1e200 * np.eye(64))
+    with pytest.raises(UserError, match="distance is not finite"):
+        frechet_distance(huge, GaussianStats(np.zeros(64), 1e200 * np.eye(64)))
+
+
 @pytest.mark.parametrize("mean", [1e160, np.array([0, 1e307, 1e308, -1e308, 0])])
 def test_a_distance_beyond_all_numbers_is_told(mean: float | np.ndarray) -> None:
     good = gaussian_stats(features(200, 5))

@@ -6,9 +6,11 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from eval import __main__ as program
 from eval import measurement, table2_data
@@ -288,3 +290,36 @@ def test_a_real_browser_shows_the_page(make: Make, tmp_path: Path) -> None:
             assert len(sizes) >= 4 and all(sizes)
             assert shown.run("document.querySelectorAll('tbody tr').length") == 9
         assert shown.complaints == []
+
+
+def test_a_name_with_dollar_signs_is_no_formula_and_the_legend_has_each_row(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runs = [make("a", *SN), make("b", *SN, seed=1), make("c", *SN, "training.initial=/$\\frac$/a")]
+    lines = (runs[0] / scores.FILE).read_text().splitlines(keepends=True)
+    (runs[0] / scores.FILE).write_text("".join(line for line in lines if json.loads(line)["step"] == 4))  # one point, no curve
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *arguments: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    assert table2(*runs, "--out", tmp_path / "t") == 0
+    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert len(labels) == 3
+    assert "frac" in labels[0] + labels[1]
+
+
+def test_a_checkpoint_is_not_the_run_that_has_its_scores(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table2(make("a") / "checkpoints" / "step-00000004", "--out", tmp_path / "t") == 2
+    assert "a checkpoint. Give the folder of its run" in capsys.readouterr().err
+
+
+def test_seconds_that_are_no_number_are_refused(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make("a")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "seconds": NaN}\n')
+    assert table2(run, "--out", tmp_path / "t") == 2
+    assert "metrics.jsonl: a line is damaged" in capsys.readouterr().err

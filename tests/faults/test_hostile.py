@@ -34,6 +34,7 @@ from gan.data.decoding import decode
 from gan.inference.generator import load_generator
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
+from gan.runs.manifest import step_in_name
 from gan.utils import cli
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import Archive, parse_json, printable, read_file, read_records
@@ -331,6 +332,7 @@ YAML = {
     "a number beyond 8 bytes": ("seed: 99999999999999999999999\n", "must be below 2^63"),
     "not a number": ("optimizer: {d_lr: .nan}\n", "must be a positive number"),
     "infinitely many": ("training: {steps: .inf}\n", "training.steps"),
+    "a character beyond Unicode": ('run: {name: "\\UFFFFFFFF"}\n', "a character beyond Unicode"),
     "two documents": ("seed: 1\n---\nseed: 2\n", "single document"),
     "terminal codes in a value": ('data: {path: "\\e[31mred"}\n', "must be readable"),
     "a new line in a name": ('run: {name: "a\\nb"}\n', "must be readable"),
@@ -513,7 +515,7 @@ def test_hostile_pixels_in_the_cache_are_decoded_anew(kind: str, tmp_path: Path,
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("a.png", GOOD)
     first = all_images(tmp_path / "a.zip")
-    (kept,) = (tmp_path / "cache" / "pixels").iterdir()
+    (kept,) = (tmp_path / "cache" / "pixels").glob("[!.]*")
     kept.unlink()
     if kind == "a terabyte":
         with kept.open("wb") as file:
@@ -575,9 +577,7 @@ def places(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
             yield from places(inner, (*path, key))
 
 
-@pytest.mark.parametrize(
-    "place", [place for place in places(a_score()) if place[-1] not in ("weights", "seed", "images")], ids=".".join
-)
+@pytest.mark.parametrize("place", [place for place in places(a_score()) if place[-1] != "images"], ids=".".join)
 def test_a_score_with_another_value_in_a_part_that_is_read_is_refused(place: tuple[str, ...], tmp_path: Path) -> None:
     record = a_score()
     (tmp_path / scores.FILE).write_text(json.dumps(record) + "\n")
@@ -630,10 +630,11 @@ def test_a_hostile_floor_in_the_cache_is_made_again(
 )
 def test_a_configuration_that_claims_a_huge_network_takes_no_memory(change: Callable[[str], str], run: Path) -> None:
     before = peak()
-    for path in run.rglob("config.yaml"):
-        text = path.read_text()
+    for folder in checkpoints.steps(run / "checkpoints"):
+        text, weights = (folder / "config.yaml").read_text(), {"ema": checkpoints.load_weights(folder, "ema")}
         assert change(text) != text
-        path.write_text(change(text))
+        shutil.rmtree(folder)
+        checkpoints.write_weights(folder, step_in_name(folder), weights, change(text))
     with pytest.raises(UserError, match=r"weights do not fit its config\.yaml"):
         load_generator(run)
     assert peak() - before < 50, "MiB"
@@ -663,3 +664,14 @@ def test_a_link_in_a_run_is_not_written_through(name: str, run: Path, tmp_path: 
     assert command(words) == 2
     assert f"{link}: a link" in capsys.readouterr().err
     assert victim.read_text() == "years of work\n"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31mred", "a\nb"])
+@pytest.mark.parametrize("place", ["protocol", "extractor", "weights"])
+def test_a_score_under_a_name_that_cannot_be_printed_is_refused(place: str, name: str, tmp_path: Path) -> None:
+    record: Any = a_score()
+    inner = {"protocol": record, "extractor": record["provenance"]["extractor"], "weights": record["provenance"]}[place]
+    inner[place] = name
+    (tmp_path / scores.FILE).write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match="line 1 is not a score"):
+        scores.read(tmp_path)

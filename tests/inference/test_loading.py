@@ -128,3 +128,10 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_costs_one_line(run:
     monkeypatch.setattr(generator, "build_generator", removing)
     with pytest.raises(UserError, match="step-00000002"):
         load_generator(folder)
+
+
+def test_a_checkpoint_whose_settings_were_changed_is_not_loaded(run: Path) -> None:
+    config = run / "best" / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0\n", "seed: 3\n"))
+    with pytest.raises(UserError, match=r"config\.yaml has been changed or damaged"):
+        load_generator(run / "best")

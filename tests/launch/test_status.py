@@ -140,3 +140,17 @@ def test_a_run_of_another_user_is_seen_to_be_held(run: Path, monkeypatch: pytest
         monkeypatch.setattr(os, "open", refusing)
         assert lock.is_locked(run)
         assert lock.holder(run).startswith(f"process {os.getpid()}")
+
+
+def test_no_name_in_a_run_reaches_the_terminal_as_a_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    renamed = run.rename(run.with_name("a\x1b[31mred"))
+    assert status(renamed) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert text.startswith(f"{run.parent}/a\\x1b[31mred: done")
+
+
+@pytest.mark.parametrize("written", ["1e999", "9" * 400])
+def test_a_lock_with_a_number_beyond_all_is_one_without_a_name(written: str, run: Path) -> None:
+    (run / ".lock").write_text(f'{{"process": {written}, "host": "x", "since": "y"}}')
+    assert read_status(run).holder == ""

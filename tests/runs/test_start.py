@@ -1,6 +1,7 @@
 """A run without a step may be started with other settings; one with a step may not."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_a_kill_within_the_start_from_initial_weights_leaves_a_run_that_resumes(
     assert written == ["config.yaml"]
     assert command(words) == 0
     assert (tmp_path / "a" / "initial.json").exists()
+
+
+def test_a_run_that_another_process_has_started_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished_run: Path
+) -> None:
+    words = [*TINY, f"run.dir={tmp_path}", "run.name=a", "training.steps=1", "seed=5"]
+
+    def start_other(*_: object) -> None:
+        shutil.copytree(finished_run, tmp_path / "a")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gan.training.loop._restore", start_other)
+        assert command(words) == 2
+    assert "another process has started a run in it meanwhile" in capsys.readouterr().err
+    for name in ("config.yaml", METRICS, "environment.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (finished_run / name).read_bytes()
 
 
 @pytest.mark.parametrize("keep", [2, 3])

@@ -37,6 +37,17 @@ def test_lines_after_the_checkpoint_and_half_lines_are_written_again(tmp_path: P
     ]
 
 
+def test_a_damaged_line_before_the_checkpoint_is_told_and_one_after_it_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 1}', '{"step": 2', '{"step": 3}', "\0\0\0", '{"step": 5}']
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl: a line is damaged"):
+        truncate_metrics(path, 3)
+    assert path.read_text().splitlines() == lines
+    truncate_metrics(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
 def test_numbers_that_are_not_finite_are_no_json(tmp_path: Path) -> None:
     with tracker(tmp_path) as writer, pytest.raises(ValueError, match="JSON"):
         writer.log(1, {"loss": float("nan")})

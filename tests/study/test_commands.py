@@ -30,6 +30,7 @@ from tests.study.common import DIGITS, ROOT, TINY, study, train
         (["sweep", "--config", str(DIGITS), "--norms", "layer"], "invalid choice"),
         (["tables", "nowhere", "--out", "out"], "no run"),
         (["tables", "seed=1", "--out", "out"], "takes no settings"),
+        (["tables", "lr=0.1", "--out", "lr=0.2"], "lr=0.1: no run"),
         (["figures", "runs", "--out", "out"], "no run"),
         (["sing"], "invalid choice"),
     ],
@@ -44,6 +45,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
             archive.write("a.png", f"{index}.png")
     (tmp_path / "runs" / "gan").mkdir(parents=True)
     (tmp_path / "runs" / "gan" / "config.yaml").write_text("model: {generator: {norm: batch}}\n")
+    (tmp_path / "lr=0.1").mkdir()
     if words[0] == "figures":
         (tmp_path / "runs" / "gan" / "config.yaml").unlink()
     assert study(*words) == 2
