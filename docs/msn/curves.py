@@ -24,8 +24,8 @@ LABELS = {
     "sn": "SN",
     "sn_slow_d": "SN, slow D",
     "q4": "MSN in all layers",
-    "q4rel": "MSN as released",
-    "q4rel_slow_d": "MSN as released, slow D",
+    "q4rel": "MSN in the released layers",
+    "q4rel_slow_d": "MSN in the released layers, slow D",
     "msn_apart": "MSN in all layers, separate batches",
 }
 # Time of a step in bf16, half the channels, over SN's
