@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: fill the tables of settings.md, and include pages that live in the root of the repository."""
+"""Hooks of mkdocs: include pages that live in the root of the repository. Run as a program: write the tables of settings.md."""
 
 import importlib
 import json
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "settings.md"
 sys.path.insert(0, str(ROOT))  # mkdocs runs as a program, which does not search the working directory
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return the page with its markers replaced: ``<!-- settings MODULE.CLASS -->``, and lines of ``<!-- include FILE -->``."""
-    markdown = re.sub(r"<!-- settings ([\w.]+)\.(\w+) -->", lambda found: settings_table(found[1], found[2]), markdown)
+    """Return the page with its lines of ``<!-- include FILE -->`` replaced by these files."""
     return re.sub(r"<!-- include (\S+) -->.*", lambda found: included(found[1]), markdown)
 
 
@@ -21,6 +21,16 @@ def included(name: str) -> str:
     """Return a page of the repository's root, with its links to pages of docs/ made relative to docs/."""
     text = (ROOT / name).read_text().replace("](docs/", "](")
     return re.sub(r"\]\((CONTRIBUTING|SECURITY|CHANGELOG)\.md", lambda found: f"]({found[1].lower()}.md", text)
+
+
+def with_settings(markdown: str) -> str:
+    """Return the page with present tables between ``<!-- settings MODULE.CLASS -->`` and ``<!-- /settings -->``."""
+    return re.sub(
+        r"(<!-- settings ([\w.]+)\.(\w+) -->\n).*?(<!-- /settings -->)",
+        lambda found: f"{found[1]}\n{settings_table(found[2], found[3])}\n\n{found[4]}",
+        markdown,
+        flags=re.DOTALL,
+    )
 
 
 def settings_table(module: str, name: str) -> str:
@@ -35,3 +45,7 @@ def settings_table(module: str, name: str) -> str:
         cells = [f"`{setting.key}`{mark}", f"`{default}`", setting.meaning, values]
         rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_settings(PAGE.read_text()))

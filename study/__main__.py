@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python -m study figures runs/study --out figures
   python -m study speed --out tables
 
-The same command resumes a stopped run. All settings, with their meaning: study/config.py and gan/utils/settings.py.
+The same command resumes a stopped run. All settings, with their meaning: docs/settings.md.
 """
 RATES = (0.1, 0.001, 0.0001)  # learning rates of the paper
 

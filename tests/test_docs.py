@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -163,6 +164,12 @@ def test_every_module_is_in_the_map_of_contributing() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     modules = [str(path.relative_to(ROOT)) for folder in ("gan", "eval", "study") for path in (ROOT / folder).rglob("[!_]*.py")]
     assert [module for module in modules if f"`{module}`" not in text] == []
+
+
+def test_the_tables_of_settings_are_those_of_the_code() -> None:
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    text = hooks["PAGE"].read_text()
+    assert hooks["with_settings"](text) == text, "run python docs/hooks.py"
 
 
 @pytest.mark.slow
