@@ -1,6 +1,13 @@
-"""A small extractor and image set: what tests use where the network does not matter, only what is done with its features."""
+"""A small extractor and image set: what tests use where the network does not matter, only what is done with its features.
 
+And other settings for a run that was trained.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +16,7 @@ from torch import Tensor
 
 from eval.extractors import EXTRACTORS, Extractor
 from eval.protocols import PROTOCOLS, Protocol
+from gan.runs.manifest import MANIFEST, SEAL, seal
 
 
 def small_extractor(name: str = "small") -> Extractor:
@@ -63,3 +71,16 @@ def scale_down(patch: pytest.MonkeyPatch | None = None) -> None:
             table[key] = value
         else:
             patch.setitem(table, key, value)
+
+
+def change_settings(run: Path, change: Callable[[str], str]) -> None:
+    """Replace the text of each config.yaml of ``run``, its checkpoints' included, whose manifests then hold the new checksum."""
+    for config in run.rglob("config.yaml"):
+        text = change(config.read_text())
+        config.write_text(text)
+        manifest = config.with_name(MANIFEST)
+        if manifest.exists():
+            found = json.loads(manifest.read_bytes())
+            found["files"]["config.yaml"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            manifest.write_text(json.dumps(found))
+            config.with_name(SEAL).write_bytes(seal(manifest.read_bytes()))

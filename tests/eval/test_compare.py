@@ -9,7 +9,7 @@ import pytest
 from eval.__main__ import main
 from gan.utils import cli
 from tests.conftest import TINY, command
-from tests.small import scale_down
+from tests.small import change_settings, scale_down
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +57,17 @@ def test_checkpoints_of_one_step_are_one_group_whatever_length_their_runs_have(
     longer = trained / "longer_1"
     if not longer.exists():
         shutil.copytree(trained / "an_1", longer)
-        for config in longer.rglob("config.yaml"):
-            config.write_text(config.read_text().replace("steps: 2\n", "steps: 3\n"))
+        change_settings(longer, lambda text: text.replace("steps: 2\n", "steps: 3\n"))
     sides = [trained / "an_0", longer, "--against", trained / "bn_0", trained / "bn_1"]
     assert run(*sides, "--json") == 0
     assert json.loads(capsys.readouterr().out)["differences"]["fid"]["seeds"] == [2, 2]
-    for config in (*longer.rglob("config.yaml"), *(trained / "an_0").rglob("config.yaml")):
-        config.write_text(config.read_text().replace("decay: none", "decay: linear"))
+    for run_folder in (longer, trained / "an_0"):
+        change_settings(run_folder, lambda text: text.replace("decay: none", "decay: linear"))
     try:
         assert run(*sides) == 2
         assert "differ by more than the seed (training.steps)" in capsys.readouterr().err
     finally:
-        for config in (trained / "an_0").rglob("config.yaml"):
-            config.write_text(config.read_text().replace("decay: linear", "decay: none"))
+        change_settings(trained / "an_0", lambda text: text.replace("decay: linear", "decay: none"))
 
 
 def test_one_seed_is_no_verdict(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

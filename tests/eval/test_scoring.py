@@ -531,7 +531,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "statistics and images of two sizes": (["images", "{}/native.npz", "{}/a"], "Give --size 8"),
     "table into a file": (["table2", "{}/scored", "--out", "{}/junk"], "cannot be written"),
-    "too few held-out images": (["score", "{}/run", "--protocol", "quick", "--floor", "{}/mixed"], "held-out images, not 2"),
+    "too few held-out images": (["score", "{}/run", "--protocol", "quick", "--floor", "{}/mixed"], "at least 4 held-out images"),
     "images larger than any": (["images", "{}/a", "{}/a", "--size", "1099511627776"], "from 1 to 4096"),
     "too few real images": (["score", "{}/run", "--protocol", "sngan"], "compares with 10,000 real images"),
 }  # fmt: skip
