@@ -55,7 +55,7 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     unread: list[UserError] = []
     if options.all or options.follow:
         for run in options.runs:  # a mistake is told before the extractor is loaded
-            on_main(accelerator, partial(kept_generators, run, options.generator))
+            on_main(accelerator, partial(kept_generators, run))
         named = _all_generators(options, accelerator, unread)
     else:
         named = zip(options.runs, _load_generators(options, accelerator, options.runs), strict=True)

@@ -6,9 +6,9 @@ from typing import Any, get_args
 from eval.protocols import PROTOCOLS
 from gan.config import Extractor
 from gan.utils import cli
+from gan.utils.settings import MAX_IMAGE_SIZE
 
 BATCH = 64  # images in one pass of the network; equals CHUNK of gan/inference/sampling.py
-MAX_SIZE = 4096  # of an image, as data.image_size
 EXTRACTORS = get_args(Extractor)
 DESCRIPTION = "Score runs, compare two sets of images, write statistics of real images, report the paper's Table II."
 EXAMPLES = """examples:
@@ -68,7 +68,7 @@ def parser() -> cli.Parser:
     images = commands.add_parser("images", parents=[common], help="compare two sets of images")
     images.add_argument("a", type=cli.path_or_name, metavar="A", help="SPEC or .npz statistics of the generated images")
     images.add_argument("b", type=cli.path_or_name, metavar="B", help="SPEC or .npz statistics of the real images")
-    images.add_argument("--size", type=cli.whole_number(1, MAX_SIZE), help=size_help)
+    images.add_argument("--size", type=cli.whole_number(1, MAX_IMAGE_SIZE), help=size_help)
     images.add_argument("--splits", type=cli.whole_number(1), default=10, help="splits of A for the inception score (default 10)")
     images.add_argument(
         "--kid-size", type=cli.whole_number(2), default=1000, help="images in a subset for KID (default 1000, or all)"
@@ -79,7 +79,7 @@ def parser() -> cli.Parser:
     reference = commands.add_parser("reference", parents=[common], help="write statistics of a set, for eval and pytorch-fid")
     reference.add_argument("spec", type=cli.path_or_name, metavar="SPEC", help="real images")
     cli.add_out(reference, "file to write", metavar="FILE.npz")
-    reference.add_argument("--size", type=cli.whole_number(1, MAX_SIZE), help=size_help)
+    reference.add_argument("--size", type=cli.whole_number(1, MAX_IMAGE_SIZE), help=size_help)
 
     table = commands.add_parser("table2", help="report the paper's Table II from scored runs, as Markdown, CSV and HTML")
     table.add_argument("runs", type=cli.path, nargs="+", metavar="RUN", help="a run's folder")

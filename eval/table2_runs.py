@@ -8,7 +8,7 @@ from typing import Any
 from eval.comparison_keys import comparison_key
 from gan.config import GanConfig
 from gan.data.decoding import MAX_FILE_BYTES
-from gan.runs.metrics import METRICS
+from gan.runs.metrics import METRICS, damaged_line
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import is_number, read_file, read_records
 
@@ -64,9 +64,8 @@ def _read_picture(path: Path) -> bytes:
 def _read_seconds(path: Path) -> list[tuple[int, float]]:
     try:
         lines = [line for line in read_records(path) if "seconds" in line]
-        intact = all(is_number(line["seconds"]) for line in lines)
     except (OSError, ValueError):
-        intact = False
-    if not intact:
-        raise UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
+        raise damaged_line(path) from None
+    if not all(is_number(line["seconds"]) for line in lines):
+        raise damaged_line(path)
     return [(line["step"], float(line["seconds"])) for line in lines]

@@ -36,7 +36,7 @@ def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
             if not line.endswith(b"\n") or later:
                 break
             if not intact:
-                raise _damaged(path)
+                raise damaged_line(path)
             end += len(line)
     with path.open("r+b") as file:
         file.truncate(end)
@@ -65,14 +65,15 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
                 values = None
             wanted = isinstance(values, dict) and keys[0] in values
             if not isinstance(values, dict) or (wanted and not all(is_number(values.get(key)) for key in ("step", *keys))):
-                raise _damaged(path)
+                raise damaged_line(path)
             if wanted:
                 return values
             end = start
     return {}
 
 
-def _damaged(path: Path) -> UserError:
+def damaged_line(path: Path) -> UserError:
+    """Return the error for a file of records, one of whose lines is damaged."""
     return UserError(f"{path}: a line is damaged. Restore the file from a copy, or remove the line.")
 
 

@@ -109,8 +109,7 @@ def run_training(
 
         # Records. From here on the run's folder is written to.
         if not resuming:
-            _lock(config, accelerator, stack)
-            on_main(accelerator, lambda: require_unused(config.folder))
+            _lock_unused(config, accelerator, stack)
         on_main(accelerator, lambda: start_folder(config, images, accelerator, checkpoint, origin))
         tracker = only_on_main(accelerator, lambda: stack.enter_context(Tracker(config, start)))
         stop = stack.enter_context(StopRequest(accelerator))
@@ -236,6 +235,12 @@ def _open(config: C, images: I, accelerator: Accelerator) -> tuple[C, Checkpoint
 def _lock(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None:
     """Lock the run's folder until ``stack`` ends, on the main process."""
     on_all(accelerator, lambda: stack.enter_context(lock_run(config.folder)) if accelerator.is_main_process else None)
+
+
+def _lock_unused(config: RunConfig, accelerator: Accelerator, stack: ExitStack) -> None:
+    """Lock the folder of a new run as ``_lock`` does. Raises UserError where another process has started a run in it."""
+    _lock(config, accelerator, stack)
+    on_main(accelerator, lambda: require_unused(config.folder))
 
 
 def _complete(config: RunConfig, accelerator: Accelerator, step: int) -> int:

@@ -13,6 +13,7 @@ from gan.utils.setting_fields import setting, walk
 from gan.utils.yaml_settings import update_from_pair, update_from_text
 
 MAX_BYTES = 2**16  # of a configuration file; one with all settings has 2,500
+MAX_IMAGE_SIZE = 4096  # side of an image in pixels
 # *_projected: the weight is overwritten by W / sigma(W) before each update, and no gradient passes through sigma.
 Norm: TypeAlias = Literal["none", "batch", "spectral", "mean_spectral", "spectral_projected", "mean_spectral_projected"]
 Require: TypeAlias = Callable[[bool, str, str], None]
@@ -38,7 +39,7 @@ class DataConfig:
     )
     split: Literal["train", "test"] = setting("train", "split of a named data set; folder and digits have only train")
     image_size: int = setting(
-        32, "side of the images in pixels; a GAN needs a multiple of 8 from 32 up", at_least=1, at_most=4096
+        32, "side of the images in pixels; a GAN needs a multiple of 8 from 32 up", at_least=1, at_most=MAX_IMAGE_SIZE
     )
     channels: int | None = setting(
         None, "1 grey, 3 colour; null: those of the data set (of a folder: 3 if any image has colour)", resolved=True

@@ -123,3 +123,17 @@ def test_all_needs_no_checkpoint_that_the_training_removes_meanwhile(run: Path, 
     monkeypatch.setattr("eval.commands.load_generator", removed)
     assert score(run, "--all") == 0
     assert [record["step"] for record in scores.read(run)] == [4]
+
+
+def test_a_score_that_could_not_be_written_is_told_before_the_extraction(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    assert score(run) == 0
+    (run / scores.FILE).unlink()
+    (run / ".scores.lock").unlink()
+    (run / ".scores.lock").symlink_to("elsewhere")
+    monkeypatch.setattr("eval.scoring.GeneratedImages.read", None)
+    capsys.readouterr()
+    assert score(run) == 2
+    assert ".scores.lock: a link" in capsys.readouterr().err

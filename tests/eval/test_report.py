@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,54 +12,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from eval import __main__ as program
-from eval import measurement, table2_data
+from eval import table2_data
 from eval.differences import Group, difference
-from eval.features import Features
-from eval.measurement import Reference
 from eval.table2_cells import PUBLISHED
 from eval.table2_report import markdown, write_report
-from gan.config import load_config
 from gan.runs import scores
 from gan.utils import cli
 from tests.browser import browser
-from tests.small import PAPER, QUICK
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture
-def make(finished_run: Path, tmp_path: Path) -> Make:
-    """A scored run: real records of random features, ``shift`` away from the reference's."""
-
-    def run(
-        name: str, *settings: str, shift: float = 1.0, extractor: str = "efficientnet-lite0", seed: int = 0, weights: str = "0"
-    ) -> Path:
-        folder = tmp_path / "runs" / name
-        shutil.copytree(finished_run, folder)
-        changed = load_config(folder / "config.yaml", [*settings, f"seed={seed}", f"run.name={name}"])
-        from gan.utils.settings import to_yaml
-
-        (folder / "config.yaml").write_text(to_yaml(changed))
-        draw = np.random.RandomState(seed)
-        identity = {"extractor": extractor, "weights_sha256": weights}
-        reference = Reference(features(np.random.RandomState(99), 0, identity))
-        for step, distance in ((0, shift + 3), (4, shift)):
-            for protocol in (QUICK, PAPER):
-                own = features(draw, distance, identity)
-                provenance = {"step": step, "image": [1, 32, 32], "weights": "ema", "seed": 0}
-                floor = measurement.floor(reference, protocol)
-                record = measurement.make_record(own, reference, protocol, floor, provenance)
-                scores.append(folder, {"step": step, "source": "command", "series": protocol.name, **record})
-        return folder
-
-    return run
-
-
-def features(draw: np.random.RandomState, shift: float, extractor: dict[str, str]) -> Features:
-    logits = (4 * draw.randn(400, 5)).astype(np.float32)
-    return Features((draw.randn(400, 6) + shift).astype(np.float32), logits, {"content": "x", "weights": "ema"}, extractor)
-
-
 BN = ["loss.name=wgan-gp", "model.discriminator.norm=batch"]
 SN = ["model.discriminator.norm=spectral"]
 MSN = ["model.discriminator.norm=mean_spectral"]

@@ -11,8 +11,10 @@ import pytest
 import gan.__main__
 from gan.runs import lock
 from gan.runs.checkpoints import steps
+from gan.runs.manifest import MANIFEST, SEAL, read_manifest, seal
 from gan.runs.status import read_status
 from gan.utils import cli
+from gan.utils.errors import UserError
 from tests.conftest import again, command
 from tests.launch.test_grid import DIGITS, sweep
 
@@ -154,3 +156,20 @@ def test_no_name_in_a_run_reaches_the_terminal_as_a_code(run: Path, capsys: pyte
 def test_a_lock_with_a_number_beyond_all_is_one_without_a_name(written: str, run: Path) -> None:
     (run / ".lock").write_text(f'{{"process": {written}, "host": "x", "since": "y"}}')
     assert read_status(run).holder == ""
+
+
+def test_a_classifier_of_more_steps_than_any_number_costs_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {epochs: 1e300, batch_size: 1e-9}\n")
+    (tmp_path / "environment.json").write_text('{"starts": [{"data": "x-100x1"}]}')
+    with pytest.raises(UserError, match=r"config\.yaml: damaged"):
+        read_status(tmp_path)
+
+
+@pytest.mark.parametrize("step", [4.5, "4", -1, True])
+def test_a_checkpoint_whose_step_is_no_whole_number_is_damaged(step: Any, run: Path) -> None:
+    folder = steps(run / "checkpoints")[-1]
+    found = json.loads((folder / MANIFEST).read_bytes()) | {"step": step}
+    (folder / MANIFEST).write_text(json.dumps(found))
+    (folder / SEAL).write_bytes(seal((folder / MANIFEST).read_bytes()))
+    with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
+        read_manifest(folder)
