@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import scipy.special
-import scipy.stats
 import torch
 from numpy.typing import NDArray
 
@@ -180,13 +179,14 @@ def copying_statistic(generated: Floats, held_out: Floats, training: Floats) -> 
 
     Raises UserError for a set without images, or features that are not finite.
     """
+    from scipy.stats import rankdata  # as much to import as all else that a training takes from scipy
     from sklearn.neighbors import NearestNeighbors
 
     for values in (generated, held_out, training):
         _check("copying", values, 1)
     index = NearestNeighbors(n_neighbors=1).fit(np.asarray(training, dtype=np.float64))
     distances = [index.kneighbors(np.asarray(x, dtype=np.float64))[0][:, 0] for x in (generated, held_out)]
-    ranks = scipy.stats.rankdata(np.concatenate(distances))
+    ranks = rankdata(np.concatenate(distances))
     n, m = map(len, distances)
     u = ranks[:n].sum() - n * (n + 1) / 2
     ties = np.unique(ranks, return_counts=True)[1].astype(np.float64)

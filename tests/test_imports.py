@@ -68,6 +68,13 @@ def test_a_dry_run_does_not_import_what_only_scoring_needs() -> None:
     assert not {"scipy", "sklearn", "torchvision", "eval.scoring"} & imported
 
 
+@pytest.mark.slow
+def test_scoring_while_training_does_not_import_statistics_that_it_does_not_use() -> None:
+    imported = modules_of("-m eval.scoring")
+    assert "scipy.linalg" in imported
+    assert not {"scipy.stats", "sklearn"} & imported
+
+
 def modules_of(words: str) -> set[str]:
     """Return the modules that Python had imported when the program ended."""
     done = subprocess.run(

@@ -37,7 +37,7 @@ NOISE = {"fp64": 1e-13, "fp32": 1e-6}
 # One D update (a second one would start from weights that Adam's first step, +-lr for any gradient however small, has
 # moved apart), with initial weights large enough for a network of 4 channels to pass a signal.
 ONE_STEP = ["training.d_steps=1", "model.init_std=0.2"]
-MANY_STEPS = 10
+MANY_STEPS = 6
 Results = dict[str, dict[str, dict[str, torch.Tensor]]]
 
 
