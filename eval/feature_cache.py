@@ -124,12 +124,15 @@ class FeatureCache:
     def lock(self) -> Iterator[None]:
         """Keep other processes out of the folder inside the block: they wait, and then find the features."""
         waiting = "waiting for another process that extracts the same images"
+        held = False
         with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.folder / ".lock", lambda: log.info(waiting)))
-            except OSError as error:
-                raise self._not_writable(error) from None
+            while not held:  # the process that was waited for may have removed the folder
+                stack.close()
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    held = stack.enter_context(locked(self.folder / ".lock", lambda: log.info(waiting)))
+                except OSError as error:
+                    raise self._not_writable(error) from None
             remove_unfinished(self.folder)
             yield
 

@@ -2,16 +2,16 @@
 
 import errno
 import json
-import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gan.utils.errors import UserError
-from gan.utils.safe_reading import is_number, open_regular, parse_json
+from gan.utils.safe_reading import MAX_JSON, is_number, open_regular, parse_json
 
 METRICS, PROBES = "metrics.jsonl", "probes.jsonl"
+_BLOCK = 2**16  # bytes that are read at once
 
 
 def truncate_metrics(path: Path, step: int, *, evaluated: bool = True) -> None:
@@ -55,12 +55,10 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
         source = open_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    with source as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end = content.rfind(b"\n") + 1  # an incomplete line follows where the run was killed
-        while end > 0:
-            start = content.rfind(b"\n", 0, end - 1) + 1
+    with source as file:
+        for line in _from_the_end(file, path):
             try:
-                values = parse_json(content[start:end])
+                values = parse_json(line)
             except ValueError:
                 values = None
             wanted = isinstance(values, dict) and keys[0] in values
@@ -68,8 +66,31 @@ def last_values(path: Path, *keys: str) -> dict[str, Any]:
                 raise damaged_line(path)
             if wanted:
                 return values
-            end = start
     return {}
+
+
+def _from_the_end(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the lines of the file of ``path``, the last one first, without the incomplete one that a kill leaves at the end.
+
+    It is not mapped into memory: a resume may cut it meanwhile, and a read beyond the end of a mapped file ends the process.
+    """
+    end, line, complete = file.seek(0, os.SEEK_END), b"", False
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        block = file.read(end - start)
+        if len(block) < end - start:  # it was cut
+            return
+        line, *lines = (block + line).split(b"\n")
+        if len(line) > MAX_JSON:
+            raise damaged_line(path)
+        if lines and not complete:
+            complete = True
+            lines.pop()
+        yield from reversed(lines)
+        end = start
+    if complete:
+        yield line
 
 
 def damaged_line(path: Path) -> UserError:

@@ -120,6 +120,8 @@ def _total_steps(settings: Settings, folder: Path) -> int | None:
         images = int(data.rpartition("-")[2].partition("x")[0])
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+    if not 0 < images < 2**63:  # damaged
+        return None
     return math.ceil(_number(settings, "training.epochs") * images / _number(settings, "training.batch_size"))
 
 

@@ -52,9 +52,10 @@ os.register_at_fork(after_in_child=_close_all)
 
 
 @contextmanager
-def locked(path: Path, when_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(path: Path, when_waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Hold the lock on ``path`` inside the block. If another process holds it, call ``when_waiting`` and wait.
 
+    The block gets False where the file was removed during the wait: another process may lock a new one of that name.
     Raises OSError if ``path`` cannot be opened. On a file system without locks the block runs without one.
     """
     lock = FileLock(path)
@@ -63,6 +64,6 @@ def locked(path: Path, when_waiting: Callable[[], None] = lambda: None) -> Itera
             if not lock.acquire(wait=False):
                 when_waiting()
                 lock.acquire(wait=True)
-        yield
+        yield os.fstat(lock.descriptor).st_nlink > 0
     finally:
         lock.close()

@@ -1,6 +1,8 @@
 """Extraction: the same features however it is interrupted, shared or cached."""
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from gan.data.datasets import load_images
 from gan.data.sources import open_source
 from gan.utils.distributed import connected
 from gan.utils.errors import UserError
+from gan.utils.locks import FileLock
 from tests.small import SmallImages, small_extractor
 from tests.workers import run_together
 
@@ -75,6 +78,27 @@ def test_a_forgotten_set_is_extracted_again() -> None:
     FeatureCache(images.identity, small_extractor()).remove()
     extract(images, small_extractor())
     assert images.reads == 2 * PART
+
+
+def test_a_process_that_waited_for_the_removal_of_the_folder_locks_a_new_one() -> None:
+    cache = FeatureCache(SmallImages(PART, seed=9).identity, small_extractor())
+    waits, entered = threading.Event(), threading.Event()
+
+    def extract_then() -> None:
+        waits.set()
+        with cache.lock():
+            assert not FileLock(cache.folder / ".lock").acquire(wait=False), "another process could enter"
+            entered.set()
+
+    with cache.lock():
+        thread = threading.Thread(target=extract_then)
+        thread.start()
+        waits.wait(10)
+        time.sleep(0.2)
+        assert not entered.is_set()
+        shutil.rmtree(cache.folder)
+    thread.join(10)
+    assert entered.is_set()
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "another shape"])

@@ -165,6 +165,13 @@ def test_a_classifier_of_more_steps_than_any_number_costs_one_line(tmp_path: Pat
         read_status(tmp_path)
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "0"])
+def test_a_recorded_number_of_images_beyond_all_leaves_the_steps_unknown(number: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {epochs: 2, batch_size: 10}\n")
+    (tmp_path / "environment.json").write_text(json.dumps({"starts": [{"data": f"x-{number}x1"}]}))
+    assert read_status(tmp_path).total is None
+
+
 @pytest.mark.parametrize("step", [4.5, "4", -1, True])
 def test_a_checkpoint_whose_step_is_no_whole_number_is_damaged(step: Any, run: Path) -> None:
     folder = steps(run / "checkpoints")[-1]

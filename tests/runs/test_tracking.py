@@ -1,14 +1,20 @@
 """metrics.jsonl is always whole lines; wandb and TensorBoard get the same numbers and pictures."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gan.runs import metrics
 from gan.runs.loggers import Tracker
 from gan.runs.metrics import last_values, truncate_metrics
 from gan.utils.errors import UserError
+from gan.utils.safe_reading import open_regular
 from gan.utils.settings import FolderConfig, RunConfig
 from tests.conftest import command
 
@@ -112,6 +118,35 @@ def test_the_last_values_are_those_of_the_last_whole_line_that_has_them(tmp_path
     assert last_values(path, "d_loss", "g_loss") == {"step": 2, "d_loss": 0.25, "g_loss": 1}
     assert last_values(path, "fid")["fid"] == 3
     assert last_values(path, "is") == {}
+
+
+@given(
+    lines=st.lists(
+        st.sampled_from([b'{"step": 1, "a": 2}', b'{"step": 2}', b'{"step": 3, "a": 4, "text": "' + b"-" * 40 + b'"}'])
+    ),
+    rest=st.sampled_from([b"", b'{"step": 9, "a', b'{"step": 9, "a": 9}']),
+    block=st.integers(1, 60),
+)
+def test_the_last_values_do_not_depend_on_where_the_file_is_divided(lines: list[bytes], rest: bytes, block: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "metrics.jsonl"
+        path.write_bytes(b"".join(line + b"\n" for line in lines) + rest)
+        patch.setattr(metrics, "_BLOCK", block)
+        expected = next((record for record in map(json.loads, reversed(lines)) if "a" in record), {})
+        assert last_values(path, "a") == expected
+        with open_regular(path) as file:
+            assert list(metrics._from_the_end(file, path)) == lines[::-1]
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' * 4)
+    monkeypatch.setattr(metrics, "_BLOCK", 12)
+    with open_regular(path) as file:
+        found = metrics._from_the_end(file, path)
+        assert next(found) == b'{"step": 1}'
+        os.truncate(path, 12)
+        assert list(found) == []
 
 
 @pytest.mark.parametrize(
