@@ -25,6 +25,11 @@ class PlannedRun(Generic[C]):
     words: list[str]  # arguments of the training command
 
 
+def count_runs(number: int) -> str:
+    """Return "1 run" or "N runs"."""
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
 def parse_values(words: Sequence[str]) -> dict[str, list[str]]:
     """Return the values of each key of ``words``, each KEY=V1,V2. A comma inside brackets does not separate values.
 

@@ -17,7 +17,7 @@ from typing import Generic
 
 import torch
 
-from gan.launch.grid import PlannedRun
+from gan.launch.grid import PlannedRun, count_runs
 from gan.runs.lock import is_locked, writing_to
 from gan.utils.errors import UserError
 from gan.utils.settings import C
@@ -114,7 +114,7 @@ class Sweep(Generic[C]):
             name = signal.Signals(self._signals[0]).name
             log.info(f"stopped by {name} with {left} of {len(self.runs)} runs unfinished. The same command resumes them.")
             return 128 + self._signals[0]
-        log.info(f"{len(self.runs)} runs: {self._summary()}")
+        log.info(f"{count_runs(len(self.runs))}: {self._summary()}")
         return (2 if all(self._mistakes) else 1) if self._mistakes else 0
 
     def _summary(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gan.launch.grid import PlannedRun
+from gan.launch.grid import PlannedRun, count_runs
 from gan.runs.folder import is_run
 from gan.runs.status import RunStatus, read_status
 from gan.utils.errors import UserError
@@ -37,7 +37,8 @@ def describe_progress(runs: Sequence[PlannedRun[Any]]) -> str:
         states[state] += 1
         rows.append([str(folder), state, *cells])
     table = aligned_table(["run", "state", "step", "left", "score", "health"], rows)
-    return f"{table}\n\n{len(runs)} runs: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    return f"{table}\n\n{count_runs(len(runs))}: {counts}"
 
 
 def _cells(folder: Path, total: int | None) -> tuple[str, list[str]]:
@@ -72,7 +73,7 @@ def describe_grid(runs: Sequence[PlannedRun[Any]], skip: Callable[[PlannedRun[An
     if steps_left and rates:
         cost += f", {_duration(steps_left * len(rates) / sum(rates))} one after another at the mean rate recorded so far"
     count = sum(row[-1] == "to train" for row in rows)
-    return f"{aligned_table(['run', 'length', 'batch', 'state'], rows)}\n\n{len(runs)} runs, {count} to train: {cost}"
+    return f"{aligned_table(['run', 'length', 'batch', 'state'], rows)}\n\n{count_runs(len(runs))}, {count} to train: {cost}"
 
 
 def _progress(status: RunStatus) -> str:

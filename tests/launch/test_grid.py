@@ -115,7 +115,7 @@ def test_a_dry_run_shows_the_grid_and_its_cost_and_writes_nothing(
     words = [word for word in tiny("training.steps=4", "checkpoint.every=2", "samples.every=2") if not word.startswith("run.")]
     grid = ["--config", str(DIGITS), "--set", *words, f"run.dir={tmp_path}"]
     assert sweep(*grid, "--dry-run") == 0
-    assert "1 runs, 0 to train: 0 steps" in capsys.readouterr().out
+    assert "1 run, 0 to train: 0 steps" in capsys.readouterr().out
     longer = [word.replace("training.steps=4", "training.steps=10,20") for word in grid]
     assert sweep(*longer, "--seeds", "0", "1", "--dry-run") == 0
     assert "4 runs, 4 to train: 60 steps" in capsys.readouterr().out

@@ -73,7 +73,7 @@ def test_a_run_that_diverged_before_is_skipped(tmp_path: Path, caplog: pytest.Lo
     caplog.set_level("INFO", logger="gan")
     assert sweep(planned(tmp_path, "raise SystemExit(1)"), diverged=["run0"]) == 0
     assert "(failed before: nan)" in caplog.text
-    assert "1 runs: 0 done, 1 diverged (run0)" in caplog.text
+    assert "1 run: 0 done, 1 diverged (run0)" in caplog.text
 
 
 @pytest.mark.slow
