@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +13,16 @@ from eval.features import Features
 from eval.measurement import Reference, Result
 from eval.protocols import Protocol
 from gan.config import GanConfig
-from gan.inference.generator import TrainedGenerator
+from gan.inference.generator import TrainedGenerator, run_of
+from gan.runs.folder import recorded_images
 from gan.runs.grouping import differing_settings, group_by_seed
 from gan.utils.errors import UserError
 from gan.utils.progress import progress
 from gan.utils.settings import flatten
 
 Named = tuple[Path, TrainedGenerator]  # as given on the command line, and loaded
-# Of the data, what makes the images of two runs different ones.
-_IMAGES = ("data.name", "data.path", "data.split", "data.image_size", "data.channels")
+# Of the data, what makes the images of two runs different ones, beside their files.
+_IMAGES = ("data.name", "data.split", "data.image_size", "data.channels")
 
 
 def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
@@ -43,13 +45,29 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
     for path, generator in b:
         if generator.folder.resolve() in folders:
             raise UserError(f"{path}: is on both sides. Compare two different runs or checkpoints.")
-    first, *others = (dict(flatten(generator.config)) for _, generator in (*a, *b))
-    keys = [key for key in _IMAGES if key != "data.path" or first["data.name"] == "folder"]
-    for other in others:
-        if differing := [key for key in keys if first[key] != other[key]]:
+    kinds = {generator.weights: path for path, generator in (*a, *b)}
+    if len(kinds) > 1:
+        raise UserError(
+            f"{kinds['ema']} is an averaged generator and {kinds['raw']} is not, so their scores do not compare."
+            " Give --generator raw."
+        )
+    (first, facts), *others = ((path, _images_of(generator)) for path, generator in (*a, *b))
+    for path, other in others:
+        if differing := [key for key in facts if key in other and facts[key] != other[key]]:
             raise UserError(
-                f"the runs were trained on different images ({', '.join(differing)}), so their scores do not compare."
+                f"{first} and {path} were trained on different images ({', '.join(differing)}), so their scores do not compare."
             )
+
+
+def _images_of(generator: TrainedGenerator) -> dict[str, Any]:
+    """Return what makes a generator's training images the same as others: of the files, their fingerprint.
+
+    It is not known of an export, nor where a run's environment.json is missing: then nothing tells them apart.
+    """
+    settings, run = dict(flatten(generator.config)), run_of(generator)
+    found = {key: settings[key] for key in _IMAGES}
+    fingerprint = recorded_images(run) if run is not None else ""
+    return found | ({"files": fingerprint} if fingerprint else {})
 
 
 def _config_until_now(generator: TrainedGenerator) -> GanConfig:

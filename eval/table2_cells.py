@@ -169,8 +169,8 @@ def _differences(table: Table) -> list[str]:
         return []
     return [
         f"Each row's distance is compared with that of {baseline(table).label}, where both have at least two training seeds:"
-        " better or worse where the 95% interval of the difference (Welch's t over seeds, each side's variance at least that"
-        " of sampling) excludes 0, else no verdict. The intervals are in the protocols' tables."
+        " better or worse where the 95% interval of the difference (Welch's t over seeds; under a protocol of several runs each"
+        " side's variance is at least that of sampling) excludes 0, else no verdict. The intervals are in the protocols' tables."
     ]
 
 

@@ -185,7 +185,12 @@ def _remark(records: list[Record], protocol: str) -> str | None:
 
 def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Table2Row]:
     """Return one row for all seeds of a configuration, in the paper's order."""
-    groups = group_by_seed(found, config_of=lambda member: member[1], name_of=lambda member: member[0].name)
+    groups = group_by_seed(
+        found,
+        config_of=lambda member: member[1],
+        name_of=lambda member: member[0].name,
+        further=lambda member: {"images": member[0].images},
+    )
     labels = [_label(group.runs[0][1]) for group in groups]
     rows = []
     for label, group in zip(labels, groups, strict=True):

@@ -21,12 +21,15 @@ def distance_difference(table: Table, row: Table2Row, protocol: str) -> Differen
 
 
 def _group(row: Table2Row, protocol: str) -> Group | None:
-    """Return the distances of a row's trainings, and the deviation of each, a mean over runs of one generator, over samplings."""
+    """Return the distances of a row's trainings, and the standard error of each, a mean over runs of one generator.
+
+    A protocol of one run has no deviation over samplings: that error is then 0, and the interval rests on the seeds alone.
+    """
     found = [run.records[protocol]["scores"]["fid"] for run in row.runs if protocol in run.records]
     if not found:
         return None
-    deviations = [(entry.get("std") or 0.0) / np.sqrt(max(1, len(entry.get("values", [])))) for entry in found]
-    return Group([entry["mean"] for entry in found], deviations)
+    errors = [(entry.get("std") or 0.0) / np.sqrt(max(1, len(entry.get("values", [])) - 1)) for entry in found]  # std: ddof=0
+    return Group([entry["mean"] for entry in found], errors)
 
 
 def describe(found: Difference | None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from eval.comparison_keys import comparison_key
 from gan.config import GanConfig
 from gan.data.decoding import MAX_FILE_BYTES
+from gan.runs.folder import recorded_images
 from gan.runs.metrics import METRICS, damaged_line
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import is_number, read_file, read_records
@@ -22,6 +23,7 @@ class RunScores:
 
     name: str
     seed: int
+    images: str  # fingerprint of those that it was trained on; "" where it is not known
     records: dict[str, Record]  # by protocol: that of the most trained generator
     curve: dict[int, float]  # distance by step, ascending
     grids: dict[int, bytes]  # PNG by step, ascending
@@ -47,6 +49,7 @@ def read_run_scores(
     return RunScores(
         name=folder.name,
         seed=config.seed,
+        images=recorded_images(folder),
         records=chosen,
         curve=dict(sorted(points.items())),
         grids={steps[i]: _read_picture(pictures[steps[i]]) for i in shown},

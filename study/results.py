@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gan.runs.folder import is_run
+from gan.runs.folder import is_run, recorded_images
 from gan.runs.grouping import SeedGroup, group_by_seed
 from gan.runs.manifest import MANIFEST
 from gan.runs.metrics import METRICS, PROBES
@@ -42,12 +42,7 @@ class ClassifierRun:
     @cached_property
     def images(self) -> str:
         """The fingerprint of its training and test images, from environment.json; empty without that file."""
-        try:
-            return str(parse_json(read_file(self.folder / "environment.json", MAX_JSON))["starts"][-1]["data"])
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError, KeyError, TypeError, IndexError):
-            raise UserError(f"{self.folder / 'environment.json'}: damaged. Restore it from a copy, or remove it.") from None
+        return recorded_images(self.folder)
 
     @property
     def trained_on(self) -> int | None:

@@ -100,9 +100,15 @@ def scores_folder(generator: TrainedGenerator) -> Path:
         if (root := cache_root()) is None:
             raise UserError(f"{generator.folder}: no folder to keep its scores in. Set MSNGAN_CACHE.")
         return root / "hub" / parent.parent.name / generator.folder.name
+    return run_of(generator) or generator.folder
+
+
+def run_of(generator: TrainedGenerator) -> Path | None:
+    """Return the folder of the run that keeps ``generator``; None for an export."""
+    parent = generator.folder.parent
     if parent.name in ("checkpoints", checkpoints.MILESTONES) and (parent.parent / "config.yaml").exists():
         return parent.parent
-    return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else generator.folder
+    return parent if generator.folder.name == "best" and (parent / "config.yaml").exists() else None
 
 
 def _score(run: Path, step: int) -> str:

@@ -103,6 +103,15 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     raise UserError(f"{record}: damaged. Restore it from a copy, or remove it to resume without it.")
 
 
+def recorded_images(run: Path) -> str:
+    """Return the fingerprint of the images that ``run`` was last started with, from environment.json; "" where that is missing.
+
+    Raises UserError for a damaged file.
+    """
+    starts = read_starts(run)
+    return str(starts[-1].get("data", "")) if starts else ""
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a run has been started in ``folder``."""
     return (folder / "config.yaml").is_file()

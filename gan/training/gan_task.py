@@ -28,11 +28,13 @@ from gan.training.cuda_graph import step_function
 from gan.training.gan_state import build_state, restore, snapshot
 from gan.training.loop import due, run_training
 from gan.training.memory_estimate import gan_bytes, require_memory
-from gan.utils.distributed import agree_on_errors, on_main
+from gan.utils import keyed_random
+from gan.utils.distributed import agree_on_errors, on_main, only_on_main
 from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
 log = logging.getLogger(__name__)
+REAL_IMAGES = 256  # at most so many are read to learn how much real images differ
 
 
 class GeneratorScorer(Protocol):
@@ -79,6 +81,7 @@ class GanTask:
         self.scorer: GeneratorScorer | None = None
         self.images_per_step = config.training.batch_size * config.training.d_steps
         self._last_health: dict[str, float] | None = None  # of the last record; None: not read yet
+        self._real_spread = only_on_main(accelerator, self._spread_of_real_images)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         restore(self.state, checkpoint)
@@ -180,10 +183,10 @@ class GanTask:
 
     def _warn_of_collapse(self, samples: Tensor, step: int, tracker: Tracker) -> None:
         """Record how much ``samples`` differ, relative to real images, and warn where they are nearly equal."""
-        least, count = self.config.health.min_spread, min(len(samples), len(self.images))
-        if count < 2:
+        least = self.config.health.min_spread
+        if self._real_spread is None:
             return
-        found = health.relative_spread(samples, (self.images[index] for index in range(count)))
+        found = health.relative_spread(samples, self._real_spread)
         tracker.log(step, {"samples_spread": found})
         if found < least and step >= WARM_UP:
             _warn(
@@ -192,6 +195,18 @@ class GanTask:
                 step,
                 tracker,
             )
+
+    def _spread_of_real_images(self) -> float | None:
+        """Return the spread of as many real images as a grid has samples, at most REAL_IMAGES; None where there are too few.
+
+        One is drawn of each of so many equal parts of the set, since the images of a class may follow each other.
+        """
+        count, total = min(self.config.samples.count, REAL_IMAGES), len(self.images)
+        if not self.config.samples.every or min(count, total) < 2:
+            return None
+        within = keyed_random.uniform(0, "real images beside samples", 0, count)[:, 0]
+        chosen = {min(total - 1, int((part + offset) * total / count)) for part, offset in enumerate(within)}
+        return health.spread(torch.stack([self.images[index] for index in sorted(chosen)]))
 
     def close(self) -> None:
         self.stream.close()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -85,7 +85,6 @@ def spread(images: Tensor) -> float:
     return float(images.double().std(0, correction=0).mean())
 
 
-def relative_spread(samples: Tensor, real: Iterable[Tensor]) -> float:
-    """Return the ``spread`` of samples over that of as many real images, each (C, H, W); 1 where all real ones are equal."""
-    expected = spread(torch.stack(list(real)))
-    return spread(samples) / expected if expected else 1.0
+def relative_spread(samples: Tensor, real: float) -> float:
+    """Return the ``spread`` of samples over ``real``, that of real images; 1 where all real ones are equal."""
+    return spread(samples) / real if real else 1.0

@@ -77,13 +77,43 @@ def test_one_seed_is_no_verdict(trained: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "no verdict: both sides have a single training seed" in text and "over seeds unknown" in text
 
 
+def test_images_are_told_apart_by_their_files_not_by_their_path(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    other = Path(shutil.copytree(trained / "bn_0", tmp_path / "other"))
+    change_settings(other, lambda text: text.replace("  path: null\n", "  path: /moved\n"))
+    assert run(trained / "an_0", "--against", other) == 0
+    environment = json.loads((other / "environment.json").read_text())
+    environment["starts"][-1]["data"] = "another-1797x1x32x32"
+    (other / "environment.json").write_text(json.dumps(environment))
+    capsys.readouterr()
+    assert run(trained / "an_0", "--against", other) == 2
+    assert "were trained on different images (files)" in capsys.readouterr().err
+    (other / "environment.json").unlink()
+    assert run(trained / "an_0", "--against", other) == 0, "not known"
+
+
+def test_averaged_and_raw_generators_do_not_compare(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    arguments = [*TINY, f"run.dir={tmp_path}", "run.name=raw", "training.steps=2", "samples.every=0", "training.ema_decay=0"]
+    assert command(arguments) == 0
+    capsys.readouterr()
+    sides = [trained / "an_0", "--against", tmp_path / "raw"]
+    assert run(*sides) == 2
+    assert "an_0 is an averaged generator" in capsys.readouterr().err
+    assert run(*sides, "--generator", "raw") == 0
+
+
 @pytest.mark.parametrize(
     "a, b, message",
     [
         (["an_0"], ["an_0"], "is on both sides"),
         (["an_0", "bn_1"], ["later_0"], "differ by more than the seed (model.generator.norm)"),
         (["bn_0"], ["an_1", "later_0"], "--against: the runs stand at different steps (2, 3)"),
-        (["an_0"], ["large_0"], "trained on different images (data.image_size)"),
+        (["an_0"], ["large_0"], "trained on different images (data.image_size, files)"),
         (["an_0", "copy"], ["bn_0"], "are the same training (equal settings, seed 0)"),
         (["an_0"], ["missing"], "no such folder"),
     ],

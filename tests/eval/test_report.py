@@ -63,6 +63,16 @@ def test_seeds_of_one_configuration_are_averaged_and_their_deviation_is_named(ma
     assert "ddof=0 (Real data, MSNGAN)" in text
 
 
+def test_runs_on_other_images_are_another_row_and_a_moved_set_is_the_same(make: Make, tmp_path: Path) -> None:
+    runs = [make(f"s{seed}", *SN, f"data.path={seed}.zip", "data.name=folder", seed=seed) for seed in range(3)]
+    for run, images in zip(runs, ("cats-40x3x32x32", "cats-40x3x32x32", "dogs-40x3x32x32"), strict=True):
+        (run / "environment.json").write_text(json.dumps({"starts": [{"data": images}]}))
+    assert table2(*runs, "--out", tmp_path / "t") == 0
+    lines = read(tmp_path / "t")
+    assert lines["SNGAN [images=cats-40x3x32x32]", "paper"]["trainings"] == "2"
+    assert lines["SNGAN [images=dogs-40x3x32x32]", "paper"]["trainings"] == "1"
+
+
 def test_rows_that_differ_from_sngan_are_marked_with_their_interval(make: Make, tmp_path: Path) -> None:
     far = [make(f"w{seed}", *BN, seed=seed, shift=2.0) for seed in (0, 1, 2)]
     sngan = [make(f"s{seed}", *SN, seed=seed) for seed in (0, 1)]
@@ -75,7 +85,7 @@ def test_rows_that_differ_from_sngan_are_marked_with_their_interval(make: Make, 
         entries = [
             next(r for r in scores.read(run) if (r["protocol"], r["step"]) == ("paper", 4))["scores"]["fid"] for run in runs
         ]
-        return Group([e["mean"] for e in entries], [e["std"] / np.sqrt(3) for e in entries])
+        return Group([e["mean"] for e in entries], [e["std"] / np.sqrt(3 - 1) for e in entries])
 
     expected = difference(group(near), group(sngan), lower_is_better=True)
     assert expected.verdict == "A is better" and expected.interval is not None

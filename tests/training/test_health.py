@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from gan.models.losses import discriminator_loss
 from gan.runs import checkpoints
@@ -142,7 +143,21 @@ def test_spread_is_numpys_deviation_and_zero_for_copies(count: int, seed: int) -
     images = torch.randint(0, 256, (count, 3, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     assert spread(images) == pytest.approx(images.numpy().astype(float).std(0).mean())
     assert spread(images[:1].expand(count, -1, -1, -1)) == 0
-    assert relative_spread(images, list(images)) == pytest.approx(1.0)
+    assert relative_spread(images, spread(images)) == pytest.approx(1.0)
+    assert relative_spread(images, 0.0) == 1.0
+
+
+def test_real_images_beside_samples_are_of_all_classes_where_classes_follow_each_other(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value, name in enumerate(("black", "white")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (32, 32), (255 * value,) * 3).save(tmp_path / "images" / name / f"{number:02}.png")
+    settings = ["data.name=folder", f"data.path={tmp_path / 'images'}", "training.steps=1", "model.init_std=0.2"]
+    assert command(tiny(*settings, "samples.count=16", "model.generator.norm=none")) == 0
+    found = lines(tmp_path / "runs" / "tiny")[0]["samples_spread"]
+    assert 0 < found < 0.9, "1 where all real images are equal"
 
 
 def test_nothing_is_hidden_by_nan_to_num() -> None:
