@@ -1,7 +1,7 @@
 """Read the settings, tests and probes that classifier runs recorded."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,9 +152,14 @@ def read_runs(folders: Iterable[Path]) -> list[ClassifierRun]:
             raise UserError(f"{given}: no run of a classifier. Expected a run's folder, or one that contains runs.")
         for path in inner:
             found.setdefault(path.resolve(), read_run(path))
-    groups = _group_by_seed(found.values(), lambda run: (run.failure is None, run.tests[-1]["epoch"] if run.tests else 0))
+    return without_doubles(found.values())
+
+
+def without_doubles(runs: Collection[ClassifierRun]) -> list[ClassifierRun]:
+    """Return ``runs`` without those that are the same training as another one that has come further, which is warned of."""
+    groups = _group_by_seed(runs, lambda run: (run.failure is None, run.tests[-1]["epoch"] if run.tests else 0))
     kept = {run.folder for group in groups for run in group.runs}
-    return [run for run in found.values() if run.folder in kept]
+    return [run for run in runs if run.folder in kept]
 
 
 def _group_by_seed(

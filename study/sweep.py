@@ -10,7 +10,7 @@ from gan.runs.manifest import folder_of
 from gan.utils.errors import UserError
 from gan.utils.settings import differences, keep_resolved
 from study.config import StudyConfig, load_study_config
-from study.results import ClassifierRun, read_run
+from study.results import ClassifierRun, read_run, without_doubles
 
 PROGRAM = ["-m", "study", "train"]
 SWEPT = ("model.norm", "optimizer.lr", "seed", "run.name")
@@ -35,14 +35,14 @@ def _name(path: Path, values: Values, seed: int | None) -> str:
 
 
 def readable(folders: Sequence[Path]) -> list[ClassifierRun]:
-    """Return the runs in ``folders`` that can be read. Damaged ones are left out: the sweep has reported them."""
+    """Return the runs in ``folders`` that can be read, each training once. The sweep has reported the damaged ones."""
     found = []
     for folder in folders:
         with suppress(UserError):
             run = read_run(folder)
             _ = (run.tests, run.failure, run.images)
             found.append(run)
-    return found
+    return without_doubles(found)
 
 
 def reason_to_skip(config: StudyConfig, retry: bool) -> str | None:

@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic
 
@@ -43,8 +43,13 @@ class Resources:
     def of_this_machine(cls, at_once: int | None, processes: int, device: str | None = None) -> "Resources":
         """Return those of this machine, with as many runs at once as there are GPUs for, unless ``at_once`` says otherwise.
 
-        GPUs are not shared out where every run is to use the same ``device``.
+        GPUs are not shared out where every run is to use the same ``device``. Raises UserError for a GPU that several processes
+        of a run are to share.
         """
+        if device not in (None, "cpu") and processes > 1:
+            raise UserError(
+                f"--device {device}: not for runs of {processes} processes. Leave it out: each gets a GPU of its own."
+            )
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
         count = 0 if device else torch.cuda.device_count()
         gpus = names.split(",")[:count] if names else [str(number) for number in range(count)]
@@ -86,7 +91,8 @@ class Sweep(Generic[C]):
 
         With ``retry``, runs that diverged before are trained again.
         """
-        self.runs, self.program, self.skip, self.resources, self.retry = runs, program, skip, resources, retry
+        self.runs, self.program, self.skip, self.retry = runs, program, skip, retry
+        self.resources = replace(resources, at_once=min(resources.at_once, max(1, len(runs))))
         self._waiting = deque(runs)
         self._running: list[_Running[C]] = []
         self._mistakes: list[bool] = []  # of each failed run, whether its error was the user's mistake
@@ -133,7 +139,10 @@ class Sweep(Generic[C]):
             if self._is_held(run):
                 self._waiting.append(run)
             elif self._reason(run) is None:
-                self._start(run)
+                try:
+                    self._start(run)
+                except UserError as error:
+                    self._fail(run, str(error), users=True)
 
     def _is_held(self, run: PlannedRun[C]) -> bool:
         folder = run.config.folder
@@ -159,7 +168,7 @@ class Sweep(Generic[C]):
     def _start(self, run: PlannedRun[C]) -> None:
         slot = min(set(range(self.resources.at_once)) - {other.slot for other in self._running})
         words = launcher(self.resources.processes, _free_port())
-        with writing_to(run.config.folder):
+        with writing_to(log_of(run)):
             run.config.folder.parent.mkdir(parents=True, exist_ok=True)
             with log_of(run).open("ab") as output:
                 start = output.tell()
@@ -220,6 +229,8 @@ class Sweep(Generic[C]):
         finally:
             for running in self._running:  # there are none, unless the sweep itself has failed
                 running.process.terminate()
+            for running in self._running:
+                running.process.wait()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 

@@ -58,8 +58,12 @@ def describe_grid(runs: Sequence[PlannedRun[Any]], skip: Callable[[PlannedRun[An
     rows: list[list[str]] = []
     steps_left, epochs_left, rates = 0, 0.0, []
     for run in runs:
-        folder, training, reason = run.config.folder, run.config.training, skip(run)
-        status = read_status(folder) if is_run(folder) else None
+        folder, training = run.config.folder, run.config.training
+        try:
+            reason = skip(run)
+            status = read_status(folder) if is_run(folder) else None
+        except UserError as error:  # training it will tell
+            status, reason = None, f"damaged: {error}"
         if status is not None and status.steps_per_second:
             rates.append(status.steps_per_second)
         if hasattr(training, "steps"):

@@ -18,12 +18,12 @@ _FILE = ".lock"
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Re-raise an OSError of the block as UserError about the run's ``folder``."""
+def writing_to(path: Path) -> Iterator[None]:
+    """Re-raise an OSError of the block as UserError about ``path``, a run's folder or a file beside it."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
+        raise UserError(f"{path}: cannot be written to ({error.strerror}). Set run.dir to a folder that can.") from None
 
 
 @contextmanager

@@ -116,6 +116,12 @@ def test_a_dry_run_shows_the_grid_and_its_cost_and_writes_nothing(
     grid = ["--config", str(DIGITS), "--set", *words, f"run.dir={tmp_path}"]
     assert sweep(*grid, "--dry-run") == 0
     assert "1 run, 0 to train: 0 steps" in capsys.readouterr().out
+    damaged = tmp_path / "digits_msngan" / "metrics.jsonl"
+    whole = damaged.read_bytes()
+    damaged.write_text("{\n")
+    assert sweep(*grid, "--dry-run") == 0
+    assert "metrics.jsonl: a line is damaged" in capsys.readouterr().out
+    damaged.write_bytes(whole)
     longer = [word.replace("training.steps=4", "training.steps=10,20") for word in grid]
     assert sweep(*longer, "--seeds", "0", "1", "--dry-run") == 0
     assert "4 runs, 4 to train: 60 steps" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from gan.config import GanConfig
 from gan.launch.grid import PlannedRun
 from gan.launch.processes import Resources, Sweep, launcher, log_of
 from gan.runs.lock import lock_run
+from gan.utils.errors import UserError
 from gan.utils.settings import FolderConfig
 from tests.workers import in_process
 
@@ -69,6 +70,14 @@ def test_a_failed_run_is_named_with_its_error_and_ends_no_other(tmp_path: Path, 
     assert written.exists()
 
 
+def test_a_run_whose_log_cannot_be_written_ends_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = planned(tmp_path / "runs", "pass", "pass", f"open({str(tmp_path / 'written')!r}, 'w')")
+    log_of(runs[1]).mkdir(parents=True)
+    assert sweep(runs, Resources(at_once=1, processes=1, gpus=())) == 2
+    assert f"run1 failed, the sweep continues: {log_of(runs[1])}: cannot be written to" in caplog.text
+    assert (tmp_path / "written").exists()
+
+
 def test_a_run_that_diverged_before_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="gan")
     assert sweep(planned(tmp_path, "raise SystemExit(1)"), diverged=["run0"]) == 0
@@ -105,6 +114,9 @@ def test_each_run_gets_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [double.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
     crowded = Resources.of_this_machine(6, 1)
     assert crowded.environment(5)["CUDA_VISIBLE_DEVICES"] == "5", "two runs share a GPU"
+    with pytest.raises(UserError, match="--device cuda:1: not for runs of 2 processes"):
+        Resources.of_this_machine(None, 2, "cuda:1")
+    assert Sweep(planned(Path("runs"), "pass"), [], lambda *_: None, Resources(10**9, 1, ())).resources.at_once == 1
     assert launcher(1, "1") == [sys.executable]
     assert " ".join(launcher(2, "1")).count("--num_processes 2 --num_machines 1 --main_process_port 1") == 1
 

@@ -7,8 +7,9 @@ import pytest
 
 from gan.utils.errors import UserError
 from study.results import read_run
-from study.sweep import plan_classifiers
-from tests.study.common import DIGITS, TINY, contents, study
+from study.sweep import plan_classifiers, readable
+from study.tables import accuracy_table
+from tests.study.common import DIGITS, TINY, contents, study, train
 
 SWEEP = ["--config", str(DIGITS), "--norms", "batch", "mean_spectral", "--rates", "0.001", "--seeds", "0", "1"]
 
@@ -81,6 +82,15 @@ def test_a_run_that_diverges_only_in_the_test_is_reported_as_diverged(tmp_path: 
     output = capsys.readouterr().out
     assert "diverged  step 1 of 1" in output
     assert "the loss on the test images is not finite" in output
+
+
+@pytest.mark.slow
+def test_two_configurations_of_one_training_have_a_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [train(tmp_path, "training.epochs=0.1", name=name) for name in ("one", "two")]
+    found = readable([*runs, tmp_path / "missing"])
+    assert [run.folder for run in found] == runs[:1]
+    assert "are the same training" in caplog.text
+    assert "| MSN |" in accuracy_table(found)
 
 
 def test_a_mistake_in_one_configuration_is_reported_before_anything_is_trained(tmp_path: Path) -> None:
