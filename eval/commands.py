@@ -81,16 +81,15 @@ def _all_generators(
 
     One that the training has removed meanwhile is no mistake.
     """
-    for run in options.runs:
-        for folder in follow_generators(run, accelerator, options.generator, wait=options.follow):
-            try:
-                generator = partial(load_generator, folder, options.generator, accelerator.device)
-                yield run, on_all(accelerator, generator)
-            except UserError as error:
-                if on_main(accelerator, partial(folder.exists)):
-                    unread.append(error)
-                if accelerator.is_main_process:
-                    log.warning(f"{error} Going on with the next.")
+    for run, folder in follow_generators(options.runs, accelerator, options.generator, wait=options.follow):
+        try:
+            generator = partial(load_generator, folder, options.generator, accelerator.device)
+            yield run, on_all(accelerator, generator)
+        except UserError as error:
+            if on_main(accelerator, partial(folder.exists)):
+                unread.append(error)
+            if accelerator.is_main_process:
+                log.warning(f"{error} Going on with the next.")
 
 
 def _load_generators(options: argparse.Namespace, accelerator: Accelerator, paths: Sequence[Path]) -> list[TrainedGenerator]:

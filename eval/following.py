@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from gan.config import load_config
 from gan.inference.generator import WEIGHT_FILES, Weights
 from gan.runs import checkpoints
+from gan.runs.folder import DIVERGED
 from gan.runs.manifest import MANIFEST, step_in_name
 from gan.utils.distributed import on_main
 from gan.utils.errors import UserError
@@ -34,25 +36,41 @@ def kept_generators(run: Path, weights: Weights | None = None) -> dict[int, Path
     return dict(sorted(found.items()))
 
 
-def follow_generators(run: Path, accelerator: Accelerator, weights: Weights | None, *, wait: bool) -> Iterator[Path]:
-    """Yield the generators that ``run`` has kept, each once, in the order of their steps. All processes call it together.
+def follow_generators(
+    runs: Sequence[Path], accelerator: Accelerator, weights: Weights | None, *, wait: bool
+) -> Iterator[tuple[Path, Path]]:
+    """Yield a run and a generator that it has kept, each once, in the order of a run's steps. All processes call it together.
 
-    With ``wait``, wait for new ones until the run's last step is there. A checkpoint may be removed by the training at any
-    time after it was yielded, a milestone never.
+    With ``wait``, wait for new ones until the last step of each run is there, or the run has diverged, and take one of each run
+    in turn, since a training removes its older checkpoints. A checkpoint may be removed at any time after it was yielded, a
+    milestone never.
     """
-    done: set[int] = set()
-    announced = False
-    while True:
-        kept, last = on_main(
-            accelerator, lambda: (kept_generators(run, weights), load_config(run / "config.yaml").training.steps)
-        )
-        if waiting := [step for step in kept if step not in done]:
-            done.add(waiting[0])
-            yield kept[waiting[0]]
-        elif not wait or last in done:
-            return
-        else:
-            if accelerator.is_main_process and not announced:
-                log.info(f"{run}: waiting for new checkpoints up to step {last}. Ctrl-C ends this.")
-            announced = True
+    done: dict[Path, set[int]] = {run: set() for run in runs}
+    announced: set[Path] = set()
+    open_runs = list(done)
+    while open_runs:
+        found = False
+        for run in list(open_runs):
+            while True:
+                kept, last, diverged = on_main(accelerator, partial(_look_at, run, weights))
+                waiting = [step for step in kept if step not in done[run]]
+                if not waiting:
+                    if not wait or last in done[run] or diverged:
+                        open_runs.remove(run)
+                    elif accelerator.is_main_process and run not in announced:
+                        log.info(f"{run}: waiting for new checkpoints up to step {last}. Ctrl-C ends this.")
+                    announced.add(run)
+                    break
+                found = True
+                done[run].add(waiting[0])
+                yield run, kept[waiting[0]]
+                if wait:
+                    break
+        if open_runs and not found:
             time.sleep(INTERVAL)
+
+
+def _look_at(run: Path, weights: Weights | None) -> tuple[dict[int, Path], int, bool]:
+    """Return the generators that ``run`` has kept, its last step, and whether it has diverged."""
+    diverged = (run / DIVERGED).exists()  # before its checkpoints are listed: the last one may be new
+    return kept_generators(run, weights), load_config(run / "config.yaml").training.steps, diverged

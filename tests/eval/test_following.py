@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from eval.__main__ import main
-from eval.following import kept_generators
+from eval.following import follow_generators, kept_generators
 from gan import load_generator
 from gan.inference.generator import TrainedGenerator
 from gan.runs import scores
 from gan.utils import cli
+from gan.utils.distributed import make_accelerator
 from tests.conftest import command
 from tests.small import scale_down
 
@@ -84,6 +85,23 @@ def test_follow_scores_what_a_training_adds_until_its_last_step(run: Path, tiny:
         assert score(run, "--follow") == 0
     assert len(waits) == 1
     assert [record["step"] for record in scores.read(run)] == [2, 4, 6]
+
+
+def test_followed_runs_take_turns_and_one_that_has_diverged_is_not_waited_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "runs" / "other"))
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("steps: 4\n", "steps: 9\n"))
+    (other / "diverged.json").write_text("{}")
+    found = follow_generators([run, other], make_accelerator("cpu"), None, wait=True)
+    assert [(path.name, folder.name[-1]) for path, folder in found] == [
+        ("tiny", "2"),
+        ("other", "2"),
+        ("tiny", "4"),
+        ("other", "4"),
+    ]
+    found = follow_generators([run, other], make_accelerator("cpu"), None, wait=False)
+    assert [path.name for path, _ in found] == ["tiny", "tiny", "other", "other"]
 
 
 def test_a_checkpoint_is_not_a_run_whose_checkpoints_could_be_scored(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
