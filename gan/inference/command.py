@@ -70,6 +70,11 @@ def sample(options: argparse.Namespace) -> int:
     if options.space or options.data or options.json:
         raise UserError("--space, --data and --json are options of --neighbours K. Add it.")
     out, count, seed = options.out, options.count or 64, options.seed or 0
+    if options.interpolate and options.count:
+        raise UserError("--count: with --interpolate ROWS a row has --columns images. Leave it out.")
+    if (rows := options.interpolate or 1) * (options.columns or 10) > _MAX_GRID:
+        asked = f"--interpolate {rows} " * bool(options.interpolate) + f"--columns {options.columns or 10}"
+        raise UserError(f"{asked}: a picture shows at most {_MAX_GRID:,} images. Lower one.")
     cli.refuse_existing(options)
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +96,7 @@ def sample(options: argparse.Namespace) -> int:
                 image_files.save_images(_counted(pieces, bar.update), out)
             return 0
         if options.interpolate:
-            rows, columns = options.interpolate, columns or 10
+            columns = columns or 10
             images = sampling.interpolations(network, seed=seed, rows=rows, columns=columns, latent_dim=dimension)
         else:
             images = generator.sample(count, seed)
@@ -167,9 +172,12 @@ def _generator(options: argparse.Namespace) -> TrainedGenerator:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
-    """Report what the block wrote to ``out``, or an OSError as the user's mistake."""
+    """Report what the block wrote to ``out``, or an OSError of that file or its folder as the user's mistake."""
     try:
         yield
     except OSError as error:
+        place = str(error.filename or out)  # of a full disk there is no name
+        if out.name not in place and Path(place) not in out.parents:
+            raise
         raise UserError(f"--out {out}: cannot be written ({error.strerror}).") from None
     log.info(f"wrote {out}")

@@ -13,7 +13,7 @@ from gan.config import GanConfig, load_config
 from gan.inference import hub, sampling
 from gan.models.build import build_generator
 from gan.runs import checkpoints, scores
-from gan.runs.manifest import MANIFEST, SEAL, folder_of, read_consistently, read_verified
+from gan.runs.manifest import MANIFEST, SEAL, read_consistently, read_verified, step_in_name
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root, expand_home
@@ -137,14 +137,16 @@ def _find(path: Path, weights: Weights | None, device: torch.device, checkpoint:
 
 def _chosen(run: Path, checkpoint: str) -> Path:
     """Return the folder of the checkpoint ``best`` or of a step. Raises UserError where ``run`` does not have it."""
-    kept = [folder.name.removeprefix("step-").lstrip("0") or "0" for folder in checkpoints.steps(run / "checkpoints")]
+    found = [folder for place in (checkpoints.MILESTONES, "checkpoints") for folder in checkpoints.steps(run / place)]
+    kept = {step_in_name(folder): folder for folder in found}  # a checkpoint before a milestone, which has one kind of weights
+    steps = ", ".join(map(str, sorted(kept)))
     if checkpoint == "best":
         if (run / "best").is_dir():
             return run / "best"
-        raise UserError(f"{run}: has no best checkpoint, which training keeps with evaluation.every. Kept: {', '.join(kept)}.")
-    if checkpoint not in kept:
-        raise UserError(f"checkpoint={checkpoint}: expected best, newest or a step that {run} keeps ({', '.join(kept)}).")
-    return folder_of(run / "checkpoints", int(checkpoint))
+        raise UserError(f"{run}: has no best checkpoint, which training keeps with evaluation.every. Kept: {steps}.")
+    if not checkpoint.isdecimal() or len(checkpoint) > 18 or int(checkpoint) not in kept:
+        raise UserError(f"checkpoint={checkpoint}: expected best, newest or a step that {run} keeps ({steps}).")
+    return kept[int(checkpoint)]
 
 
 def _load(folder: Path, weights: Weights | None, device: torch.device) -> TrainedGenerator:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from gan.utils.errors import UserError
 from gan.utils.files import new_folder, write_atomically
 
 Pixels = NDArray[np.uint8]
@@ -56,20 +57,26 @@ def save_images(pieces: Iterable[Tensor], out: Path) -> None:
 
     A kill leaves no part of them under the name of ``out``, and the same call then begins anew.
 
-    Raises UserError when ``out`` is a folder that already holds files, which would mix two sets.
+    Raises UserError when ``out`` is a folder that already holds files, which would mix two sets, or a folder named .zip.
     """
     images = (image for piece in pieces for image in piece.permute(0, 2, 3, 1).numpy())
     files = ((f"{index:06d}.png", encode(_without_grey_axis(image))) for index, image in enumerate(images))
     if out.suffix.lower() == ".zip":
-        unfinished = out.with_name(f".{out.name}.tmp")
-        with unfinished.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in files:
-                    # A fixed date: the same samples give the same archive.
-                    archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(out)
+        if out.is_dir():
+            raise UserError(f"{out}: a folder. Choose another name for the .zip.")
+        unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        try:
+            with unfinished.open("wb") as file:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                    for name, content in files:
+                        # A fixed date: the same samples give the same archive.
+                        archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(out)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
     else:
         with new_folder(out) as folder:
             for name, content in files:

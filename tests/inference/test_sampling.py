@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from PIL import Image
 import gan.__main__
 from gan import load_generator
 from gan.inference import sampling
-from gan.inference.images import grid, to_uint8
+from gan.inference.images import grid, save_images, to_uint8
 from gan.inference.sampling import latents, slerp
 from gan.utils import cli
+from gan.utils.errors import UserError
 
 
 def program(*arguments: object) -> int:
@@ -162,3 +164,50 @@ class Bar:
 
     def __init__(self, shown: list[int]) -> None:
         self.update = shown.append
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--columns", str(2**62)], "a picture shows at most 10,000 images"),
+        (["--interpolate", "2000"], "--interpolate 2000 --columns 10: a picture shows at most"),
+        (["--interpolate", "2", "--count", "5"], "--count: with --interpolate ROWS"),
+        (["--checkpoint", "3"], "expected best, newest or a step that"),
+        (["--checkpoint", "9" * 30], "expected best, newest or a step that"),
+    ],
+)
+def test_pictures_that_cannot_be_made_cost_one_line(
+    words: list[str], message: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program("sample", finished_run, "--out", tmp_path / "x.png", *words) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_run_that_cannot_be_read_is_not_blamed_on_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program("sample", "r" * 300, "--out", tmp_path / "x.png") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "--out" not in error and "rrr" in error
+    (tmp_path / "file").touch()
+    assert program("sample", "run", "--out", tmp_path / "file" / "x.png") == 2
+    assert "--out" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_zip_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def pieces() -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_images(pieces(), tmp_path / "x.zip")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "y.zip").mkdir()
+    with pytest.raises(UserError, match=r"y\.zip: a folder"):
+        save_images(pieces(), tmp_path / "y.zip")
+
+
+def test_a_milestone_is_a_step_that_a_run_keeps(run: Path) -> None:
+    (run / "milestones").mkdir()
+    shutil.move(run / "checkpoints" / "step-00000002", run / "milestones" / "step-00000002")
+    assert load_generator(run, checkpoint=2).folder == run / "milestones" / "step-00000002"
+    assert load_generator(run, checkpoint="4").folder == run / "checkpoints" / "step-00000004"
