@@ -2,15 +2,16 @@
 
 Their code overwrites the weight by W / sigma(W) before each step, and passes no gradient through sigma. Each alone:
 
-  python -m study.causes overwritten --config study/released/mnist_cnn3_released model.norm=spectral run.name=overwritten
-  python -m study.causes constant --config study/released/mnist_cnn3_released model.norm=spectral run.name=constant
+  python -m study.causes overwritten --config study/released/mnist_cnn3_released model.norm=spectral
+  python -m study.causes constant --config study/released/mnist_cnn3_released model.norm=spectral
 
-An experiment of docs/study.md. Its settings do not record the part, so it trains in a run.dir of its own.
+An experiment of docs/study.md. Its settings do not record the part, so it trains in a folder of run.dir that is named after it.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from gan.training.command import run_command
 from gan.training.context import Metrics
 from gan.utils import cli
 from gan.utils.errors import UserError
+from gan.utils.settings import set_value
 from study.classifier_task import ClassifierTask, train
 from study.config import StudyConfig, load_study_config
 from study.data import LabelledDataset
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file")
     options = parser.parse_intermixed_args(arguments)
     config = load_study_config(cli.find_config(options.config), options.overrides)
+    config = set_value(config, "run.dir", str(Path(config.run.dir) / options.part))
     if config.model.norm != "spectral":
         raise UserError(f"model.norm={config.model.norm}: the parts are of the paper's SN. Give model.norm=spectral.")
 

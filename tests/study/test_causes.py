@@ -60,3 +60,4 @@ def test_a_part_trains_as_a_run_of_its_own_and_refuses_other_norms(tmp_path: Pat
     assert "model.norm=batch: the parts are of the paper's SN" in capsys.readouterr().err
     assert cli.run(lambda: main([*words, "model.norm=spectral"])) == 0
     assert "of the test images after 0.4 epochs" in capsys.readouterr().out
+    assert (tmp_path / "overwritten" / "part" / "config.yaml").exists(), "apart from runs with the same settings"
