@@ -112,7 +112,10 @@ def _accuracy(groups: Sequence[tuple[ComparableRuns, float]]) -> Figure:
     """Figure 2: test accuracy by epoch, a panel a model, a line a norm, a band of one deviation over seeds (ddof 1)."""
     figure, axes = grid(1, len(groups))
     for axis, (group, rate) in zip(axes[0], groups, strict=True):
-        for norm, runs in group.of_rate(rate).items():
+        for norm, trained in group.of_rate(rate).items():
+            runs = [run for run in trained if run.tests]  # a sweep may have begun the others just now
+            if not runs:
+                continue
             epochs, means, spreads = _over_seeds(runs)
             label = f"{NORM_NAMES[norm]} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
             axis.plot(epochs, means, color=NORM_COLOURS[norm], label=label, marker="o", markersize=3)

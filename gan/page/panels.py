@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gan.page.records import Record, RunRecord
@@ -115,7 +116,10 @@ def _of_scores(title: str, note: str, columns: Sequence[list[Record]], finds: Se
 def _conditions(record: Record) -> str:
     """Return how a score and its floor were made."""
     made_with, floor = record["provenance"], record["floor"]
-    text = f"By {made_with['extractor']['extractor']} under the protocol {record['protocol']}, {made_with['weights']} weights."
+    when = "while training" if record["source"] == "training" else f"by command, seed {made_with['seed']}"
+    network, against = made_with["extractor"]["extractor"], Path(str(made_with.get("reference_name", ""))).name
+    text = f"By {network} under the protocol {record['protocol']}, {made_with['weights']} weights, {when}"
+    text += f", against {against}." if against else "."
     if floor is None:
         return text
     return f"{text} Real images: {floor['source']}, {floor['runs']} x {floor['samples']:,} against {floor['reference']:,}."

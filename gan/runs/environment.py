@@ -27,7 +27,8 @@ def environment(
     """
     device = accelerator.device
     project = Path(__file__).resolve().parents[2]
-    git = shutil.which("git")
+    # Installed, the package may lie in a repository of somebody else.
+    git = shutil.which("git") if (project / ".git").exists() else None
     commit = git and subprocess.run(
         [git, "-C", str(project), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
     )

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gan.runs import checkpoints, scores
+from gan.runs.checkpoints import MILESTONES
 from gan.runs.folder import DIVERGED, is_run
 from gan.runs.lock import holder
+from gan.runs.manifest import MANIFEST
 from gan.runs.metrics import METRICS, last_values
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import MAX_JSON, is_number, parse_json, read_file, read_records
@@ -95,8 +97,18 @@ def read_run_settings(folder: Path) -> Settings:
 
 
 def find_runs(given: Path) -> list[Path]:
-    """Return ``given`` where it is a run, else the runs in it. Raises UserError where there are none."""
-    found = [given] if is_run(given) else sorted(path for path in given.glob("*") if is_run(path))
+    """Return ``given`` where it is a run, the run of a checkpoint, else the runs in it. Raises UserError where there are none.
+
+    An export has settings too, but is no run.
+    """
+    if (given / MANIFEST).exists():
+        inner = given.resolve()
+        around = [inner.parents[1]] if inner.parent.name in ("checkpoints", MILESTONES) else [inner.parent]
+        found = [path for path in around if is_run(path)]
+    elif is_run(given):
+        found = [given]
+    else:
+        found = sorted(path for path in given.glob("*") if is_run(path) and not (path / MANIFEST).exists())
     if not found:
         raise UserError(f"{given}: no run. Expected a run's folder (with config.yaml in it), or one that contains runs.")
     return found

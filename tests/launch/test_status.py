@@ -12,7 +12,7 @@ import gan.__main__
 from gan.runs import lock
 from gan.runs.checkpoints import steps
 from gan.runs.manifest import MANIFEST, SEAL, read_manifest, seal
-from gan.runs.status import read_status
+from gan.runs.status import find_runs, read_status
 from gan.utils import cli
 from gan.utils.errors import UserError
 from tests.conftest import again, command
@@ -180,3 +180,13 @@ def test_a_checkpoint_whose_step_is_no_whole_number_is_damaged(step: Any, run: P
     (folder / SEAL).write_bytes(seal((folder / MANIFEST).read_bytes()))
     with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
         read_manifest(folder)
+
+
+def test_exports_are_no_runs_and_a_checkpoint_is_one_of_its_run(run: Path) -> None:
+    assert find_runs(steps(run / "checkpoints")[-1]) == [run.resolve()]
+    (run.parent / "export").mkdir()
+    for name in ("config.yaml", MANIFEST):
+        (run.parent / "export" / name).write_bytes((steps(run / "checkpoints")[-1] / name).read_bytes())
+    assert find_runs(run.parent) == [run]
+    with pytest.raises(UserError, match="no run"):
+        find_runs(run.parent / "export")

@@ -138,8 +138,11 @@ def test_scores_are_drawn_with_their_floor_and_only_beside_comparable_ones(
     text = (tmp_path / "page.html").read_text()
     floor = line["floor"]["fid"]["mean"]
     assert text.count(f"</b> lower is better; dotted: real images, {floor:.4g}") == 2, "one panel for each extractor"
-    assert "By efficientnet-lite0 under the protocol watch, ema weights." in text
-    assert "By inception under the protocol watch, ema weights." in text
+    assert "By efficientnet-lite0 under the protocol watch, ema weights, while training, against digits" in text
+    assert "By inception under the protocol watch, ema weights, while training" in text
+    (other / "scores.jsonl").write_text(json.dumps({**line, "series": "another", "source": "command"}) + "\n")
+    assert page(other, "--out", tmp_path / "other.html") == 0
+    assert f"ema weights, by command, seed {line['provenance']['seed']}" in (tmp_path / "other.html").read_text()
 
 
 @pytest.mark.slow

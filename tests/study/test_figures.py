@@ -1,6 +1,7 @@
 """Figures show what was recorded, each norm on a scale on which it can be read."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from study.figures import _accuracy
 from study.panels import column
 from study.probe_figures import SHOWN_BINS, central_range, coarser, histogram_layers, probes_csv
-from study.results import read_run
+from study.results import comparable_runs, read_run
 from tests.study.common import study, train
 
 
@@ -46,6 +48,16 @@ def test_runs_as_written_and_as_released_are_drawn_together(finished: Path, tmp_
     assert {row["variant"] for row in rows} == {"full", "released"}
     assert {row["norm"] for row in rows} == {"mean_spectral", "spectral_projected"}
     assert column(read_run(released), name_variant=True).title == "as released:\nSN, projected"
+
+
+def test_a_seed_without_a_test_yet_does_not_hide_the_others(finished: Path, tmp_path: Path) -> None:
+    begun = Path(shutil.copytree(finished, tmp_path / "begun"))
+    (begun / "config.yaml").write_text((begun / "config.yaml").read_text().replace("seed: 0\n", "seed: 1\n", 1))
+    (begun / "metrics.jsonl").write_text("")
+    (group,) = comparable_runs([read_run(finished), read_run(begun)])
+    (line,) = _accuracy([(group, read_run(finished).config.optimizer.lr)]).axes[0].lines
+    assert line.get_label() == "MSN (1 seed)"
+    assert len(line.get_xdata()) == len(read_run(finished).tests)
 
 
 def test_the_csv_of_probes_holds_the_recorded_numbers(finished: Path) -> None:

@@ -212,6 +212,16 @@ def test_fp64_trains_and_samples_on_a_machine_without_git(tiny: Tiny, tmp_path: 
     assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
 
 
+def test_the_commit_of_a_repository_around_an_installed_package_is_not_ours(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gan.runs.environment.__file__", str(Path(__file__).parents[1] / "site-packages" / "gan" / "runs" / "environment.py")
+    )
+    assert command(tiny("training.steps=1")) == 0
+    assert json.loads((tmp_path / "runs" / "tiny" / "environment.json").read_text())["starts"][0]["git_commit"] is None
+
+
 def test_a_file_that_disappears_during_training_from_memory_does_no_harm(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index in range(3):
