@@ -153,10 +153,13 @@ class ClassifierTask:
             check_stop()
             start = first + context.shard.rank * TEST_BATCH
             chosen = range(start, min(start + TEST_BATCH, count))
-            if not chosen:
+            # A streamed image may be damaged, and the process that reads it is not to end alone.
+            with agree_on_errors(context.accelerator) if self.test_pixels is None else nullcontext():
+                images = self._test_batch(chosen) if chosen else None
+            if images is None:
                 continue
             with context.autocast():
-                logits = self.network(self._test_batch(chosen))
+                logits = self.network(images)
             logits, answers = logits.to(context.dtype), labels[chosen.start : chosen.stop].to(context.device)
             sums += torch.stack([cross_entropy(logits, answers) * len(chosen), (logits.argmax(1) == answers).sum()]).double()
         self.network.train()

@@ -18,7 +18,7 @@ from gan.runs.loggers import Tracker
 from gan.training.context import Metrics
 from gan.training.health import DivergenceMonitor
 from gan.utils.cli import is_users
-from gan.utils.distributed import StopAskedError, StopRequest, on_main
+from gan.utils.distributed import AgreedError, StopAskedError, StopRequest, on_main
 from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import RunConfig
 
@@ -58,7 +58,10 @@ class Recorder:
         return self.task.headline(values)
 
     def evaluate(self, step: int) -> bool:
-        """Evaluate the task where that is due. Return False where the run was asked to stop before the evaluation had ended."""
+        """Evaluate the task where that is due. Return False where the run was asked to stop before the evaluation had ended.
+
+        A mistake that ends all processes, such as a damaged image, is raised once the steps since the last checkpoint are saved.
+        """
         began = time.monotonic()
         try:
             with self._disk_errors_as_user_errors():
@@ -68,6 +71,14 @@ class Recorder:
                     checkpoints.mark_evaluated(self.config.folder / "checkpoints", step)
         except StopAskedError:
             self.evaluated = False
+        except (AgreedError, SystemExit) as error:
+            self.evaluated = False
+            if step > self.saved:
+                self.save(step)
+            if isinstance(error, SystemExit):
+                raise
+            since = f"The run is saved up to step {self.saved}; the same command resumes from there" if self.saved else ""
+            raise AgreedError(f"{error} {since}".rstrip()) from None
         self.throughput.exclude(time.monotonic() - began)
         return self.evaluated
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gan.utils.errors import UserError
 from gan.utils.settings import set_value
-from study.classifier_task import step_after
+from study.classifier_task import ClassifierTask, step_after
 from study.config import StudyConfig
 from study.results import read_run
-from tests.study.common import DIGITS, TINY, contents, train
+from tests.study.common import DIGITS, TINY, contents, study, train
 from tests.workers import in_process, run_together, study_here, study_to_the_end
 
 
@@ -51,6 +52,28 @@ def test_a_killed_run_resumes_bit_exactly(tmp_path: Path) -> None:
     assert killed["metrics"] == calm["metrics"]
     weights = "checkpoints/step-00000040/classifier.safetensors"
     assert killed[weights] == calm[weights]
+
+
+@pytest.mark.slow
+def test_a_damaged_test_image_ends_a_streamed_run_with_its_steps_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["training.epochs=2", "checkpoint.every=1000", "data.memory_gb=0"]
+    calm = contents(train(tmp_path, *settings, name="calm"))
+    words = ["train", "--config", str(DIGITS), *TINY, f"run.dir={tmp_path}", "run.name=damaged", *settings]
+
+    def damaged(self: ClassifierTask, chosen: range) -> None:
+        raise UserError("test/3.png: a damaged image.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierTask, "_test_batch", damaged)
+        assert study(*words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: test/3.png: a damaged image. The run is saved up to step 20; the same command resumes from there"
+    assert study(*words) == 0
+    found = contents(tmp_path / "damaged")
+    assert found["metrics"] == calm["metrics"]
+    assert found["probes.jsonl"] == calm["probes.jsonl"]
 
 
 @pytest.mark.slow
