@@ -49,7 +49,7 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
     if len(kinds) > 1:
         raise UserError(
             f"{kinds['ema']} is an averaged generator and {kinds['raw']} is not, so their scores do not compare."
-            " Give --generator raw."
+            " Give --weights raw."
         )
     (first, facts), *others = ((path, _images_of(generator)) for path, generator in (*a, *b))
     for path, other in others:

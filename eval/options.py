@@ -48,7 +48,11 @@ def parser() -> cli.Parser:
     score.add_argument(
         "--all", action="store_true", help="score every checkpoint and milestone that lacks a score, in the order of their steps"
     )
-    score.add_argument("--follow", action="store_true", help="as --all, and wait for new ones until the run's last step")
+    score.add_argument(
+        "--follow",
+        action="store_true",
+        help="as --all, and wait for new ones until the last step of each run, or until it has diverged",
+    )
     _add_generator_options(score)
 
     compare = commands.add_parser("compare", parents=[common], help="tell which of two groups of trainings is better")

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 from gan.inference.options import add_export_options, add_push_options, add_sample_options
 from gan.launch.options import add_gan_sweep_options
@@ -63,13 +62,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="FOLDER_OR_ZIP")
+    parser.add_argument("path", type=cli.path, metavar="FOLDER_OR_ZIP")
     parser.add_argument("--workers", type=cli.whole_number(0), help="processes that decode (default: one a core)")
 
 
 def _add_status_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="runs, or folders that contain runs")
-    parser.add_argument("--watch", action="store_true", help="show it again every few seconds, until all runs have ended")
+    parser.add_argument("runs", nargs="+", type=cli.path, metavar="RUN", help="runs, or folders that contain runs")
+    parser.add_argument(
+        "--watch", action="store_true", help="show it again every few seconds, until each run is done or has diverged"
+    )
 
 
 console = cli.program(main)

@@ -14,9 +14,13 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
     _add_generator_options(parser)
     cli.add_out(parser, "what to write")
     parser.add_argument("--count", type=cli.whole_number(1), help="number of images (default 64)")
-    parser.add_argument("--columns", type=cli.whole_number(1), help="of a grid (default: as near to a square as it goes)")
+    parser.add_argument(
+        "--columns",
+        type=cli.whole_number(1),
+        help="of a grid (default: as near to a square as it goes), or images in a row of --interpolate (default 10)",
+    )
     kind = parser.add_mutually_exclusive_group()
-    walks = "spherical walks between two samples each, 10 images a row"
+    walks = "spherical walks between two samples each, one a row"
     kind.add_argument("--interpolate", type=cli.whole_number(1), metavar="ROWS", help=walks)
     frames = "a GIF over training: of the pictures that the run wrote (default), or of a grid from each kept checkpoint"
     kind.add_argument("--animate", nargs="?", const="samples", choices=["samples", "checkpoints"], help=frames)

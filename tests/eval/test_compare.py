@@ -104,7 +104,7 @@ def test_averaged_and_raw_generators_do_not_compare(
     sides = [trained / "an_0", "--against", tmp_path / "raw"]
     assert run(*sides) == 2
     assert "an_0 is an averaged generator" in capsys.readouterr().err
-    assert run(*sides, "--generator", "raw") == 0
+    assert run(*sides, "--weights", "raw") == 0
 
 
 @pytest.mark.parametrize(
