@@ -66,7 +66,7 @@ class WorkerPool(Generic[T]):
     def _start(self, function: Callable[[int], T]) -> _Worker[T]:
         ours, theirs = multiprocessing.Pipe()
         _MAIN_ENDS.add(ours)
-        process = multiprocessing.Process(target=_work, args=(theirs, function, os.getpid()), daemon=True)
+        process = multiprocessing.Process(target=_work, args=(theirs, function), daemon=True)
         process.start()
         theirs.close()  # so that the worker's end is noticed
         return _Worker(process, ours)
@@ -156,6 +156,8 @@ class WorkerPool(Generic[T]):
                 raise UserError(
                     f"a worker process that decodes images was ended {how}, which a system does when memory runs out."
                     " Lower data.workers, or free memory."
+                    if code == -signal.SIGKILL
+                    else f"a worker process that decodes images was ended {how}. data.workers=0 decodes without processes."
                 )
             if worker.silent > PATIENCE:
                 raise UserError(
@@ -193,9 +195,10 @@ def compute_batches(
         pool.close()
 
 
-def _work(connection: Connection, function: Callable[[int], T], parent: int) -> None:
+def _work(connection: Connection, function: Callable[[int], T]) -> None:
     """Compute pieces until the main process closes the pipe or ends. Runs in a worker process."""
     _leave_signals_to_the_main_process()
+    parent = os.getppid()  # from Python 3.14 on a fork server, which ends with the main process
     for inherited in list(_MAIN_ENDS):
         inherited.close()
     try:

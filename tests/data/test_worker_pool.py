@@ -149,6 +149,25 @@ def test_workers_end_at_once_with_the_process_that_started_them(at_work: bool, t
             time.sleep(0.05)
 
 
+@pytest.mark.slow
+def test_a_worker_of_a_fork_server_waits_as_long_as_the_main_process_lives() -> None:
+    script = (  # a fork server is how Python 3.14 starts processes
+        "import multiprocessing, time\n"
+        "from gan.data.worker_pool import WorkerPool\n"
+        "from tests.data.test_worker_pool import square\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('forkserver')\n"
+        "    pool = WorkerPool(square, ([index] for index in range(40)), 1)\n"
+        "    print(pool.next())\n"
+        "    time.sleep(6)\n"
+        "    print(*(pool.next() for _ in range(39)))\n"
+        "    pool.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"[{index * index}]" for index in range(40)]
+
+
 def _runs(number: int) -> bool:
     try:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
