@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from gan.data.metadata import turn_upright, without_metadata
-from gan.data.pixel_modes import UnknownRangeError, is_grey, to_eight_bits
+from gan.data.pixel_modes import PNG_BITS, UnknownRangeError, is_grey, to_eight_bits
 from gan.utils.errors import UserError
 from gan.utils.safe_reading import read_file
 
@@ -65,8 +65,10 @@ def decode(content: bytes, where: str) -> Image.Image:
         raise UserError(f"{where}: not an image in any format that Pillow reads. Repair or remove it.") from None
     except UnknownRangeError as error:
         raise UserError(f"{where}: {error}, or remove it.") from None
+    except MemoryError:  # says nothing about the image
+        raise
     except Exception as error:  # noqa: BLE001 (arbitrary bytes can make a decoder raise anything)
-        raise UserError(f"{where}: a damaged image ({error or type(error).__name__}). Repair or remove it.") from None
+        raise UserError(f"{where}: a damaged image ({str(error) or type(error).__name__}). Repair or remove it.") from None
 
 
 def decode_file(path: Path) -> Image.Image:
@@ -99,7 +101,11 @@ def _load(content: bytes, where: str) -> Image.Image:
     """Decode ``content``, without its metadata if that prevents it. Raises what Pillow raises."""
     try:
         image = _open(content, where)
+        if image.format == "PNG":
+            image.info[PNG_BITS] = content[24]  # of its first chunk
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:
         pixels = without_metadata(content)
         if pixels is None or pixels == content:

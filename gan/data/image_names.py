@@ -62,14 +62,16 @@ def visible_files(root: Path) -> tuple[list[str], list[str]]:
                     name = prefix + entry.name
                     if is_hidden(entry.name):
                         continue
-                    if entry.is_dir():
+                    if _leads_nowhere(entry) and not is_image_name(name):  # with the name of an image: a damaged one
+                        left_out.append(name)
+                    elif _leads_nowhere(entry):
+                        names.append(name)
+                    elif entry.is_dir():
                         inner = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
                         if inner in above:
                             left_out.append(name)
                         else:
                             pending.append((name + "/", inner, above))
-                    elif entry.is_symlink() and not is_image_name(name) and not Path(entry.path).exists():
-                        left_out.append(name)
                     else:
                         names.append(name)
         except OSError as error:
@@ -79,6 +81,10 @@ def visible_files(root: Path) -> tuple[list[str], list[str]]:
         return names, []
     links = f"{len(left_out)} link{'s' if len(left_out) > 1 else ''}"
     return names, [f"{root}: {links} to nowhere or to a folder above left out: {', '.join(sorted(left_out)[:_MOST_KINDS])}"]
+
+
+def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 (Path.exists raises OSError for a loop)
 
 
 def images_among(names: Iterable[str], where: Path) -> tuple[list[str], list[str]]:

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+PNG_BITS = "msngan_png_bits"  # entry of an image's info: bits a channel of the PNG that it was read from
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _GREY = ("1", "L", "LA", "La")  # 8 bits or fewer, with or without transparency
@@ -82,9 +83,11 @@ def _over_background(image: Image.Image, target: str) -> Image.Image:
     """Composite an image with an alpha channel, a transparent palette or a transparent colour over the background."""
     if image.mode in ("La", "RGBa"):  # colours multiplied by alpha, which Pillow converts in this one way
         image = image.convert(image.mode.upper())
-    colour = image.info.get("transparency")
-    if isinstance(colour, tuple) and max(colour) > 255:  # of a PNG of 16 bits a channel, of which Pillow keeps the upper 8
+    colour, bits = image.info.get("transparency"), image.info.get(PNG_BITS)
+    if isinstance(colour, tuple) and bits == 16:  # Pillow keeps the upper 8 of the pixels
         image.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif isinstance(colour, int) and bits in (2, 4) and image.mode == "L":  # Pillow scales the pixels alone
+        image.info["transparency"] = colour * 255 // (2**bits - 1)
     layers = image.convert("LA" if target == "L" else "RGBA")
     flat = Image.new(target, image.size, "white")
     flat.paste(layers.convert(target), mask=layers.getchannel("A"))

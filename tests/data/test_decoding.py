@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from gan.data import decoding
 from gan.data.datasets import to_pixels
 from gan.data.decoding import decode, has_grey_mode, readable_formats
 from gan.utils.errors import UserError
@@ -242,3 +243,41 @@ def test_an_opaque_image_with_an_alpha_channel_keeps_its_pixels() -> None:
 def test_a_palette_becomes_grey_as_pillow_makes_it() -> None:
     image = picture("P")
     assert np.array_equal(to_pixels(decode(encoded(image, "PNG"), "a.png"), 1)[0], np.asarray(image.convert("L")))
+
+
+def test_memory_that_runs_out_is_not_damage_and_an_error_without_words_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, expected in ((MemoryError(), MemoryError), (OSError(), UserError)):
+
+        def fail(_content: bytes, _where: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(decoding, "_open", fail)
+        with pytest.raises(expected) as caught:
+            decode(b"", "a.png")
+    assert "a damaged image (OSError)" in str(caught.value)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_transparent_level_of_few_bits_is_put_over_white(bits: int) -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)
+    row = b"\0" + bytes([(1 << 8 - bits) | (2 << 8 - 2 * bits)])
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*pair)
+        for pair in ((b"IHDR", header), (b"tRNS", struct.pack(">H", 1)), (b"IDAT", zlib.compress(row)), (b"IEND", b""))
+    )
+    assert np.asarray(decode(content, "a.png")).tolist() == [[255, 2 * 255 // (2**bits - 1)]]
+
+
+def test_a_dark_transparent_colour_of_16_bits_is_not_taken_for_a_bright_one() -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    row = b"\0" + struct.pack(">6H", 100, 100, 100, 25700, 25700, 25700)
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*pair)
+        for pair in (
+            (b"IHDR", header),
+            (b"tRNS", struct.pack(">3H", 100, 100, 100)),
+            (b"IDAT", zlib.compress(row)),
+            (b"IEND", b""),
+        )
+    )
+    assert np.asarray(decode(content, "a.png")).tolist() == [[[255] * 3, [100] * 3]]

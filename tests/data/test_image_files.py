@@ -122,9 +122,13 @@ def test_links_that_lead_nowhere_or_back_are_named(tmp_path: Path) -> None:
     (root / "cow").symlink_to(tmp_path / "not mounted")
     (root / "bee" / "deep" / "up").symlink_to(root)
     (root / "ape" / "loop").symlink_to(root / "ape")
+    (root / "ape" / "itself").symlink_to(root / "ape" / "itself")
     source = opened(root)
     assert classes(source) == ["ape", "bee"]
-    assert source.remarks == [f"{root}: 3 links to nowhere or to a folder above left out: ape/loop, bee/deep/up, cow"]
+    assert source.remarks == [f"{root}: 4 links to nowhere or to a folder above left out: ape/itself, ape/loop, bee/deep/up, cow"]
+    (root / "ape" / "x.png").symlink_to(root / "ape" / "x.png")
+    with pytest.raises(UserError, match=r"x\.png: cannot be read"):
+        opened(root).fingerprint()
 
 
 @both
