@@ -13,6 +13,7 @@ from eval.statistics import Accumulator, GaussianStats
 from gan.utils.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
+_NOISE = 1e-6  # distances below this part of a vector's length are rounding of float32 features
 
 
 def _check(name: str, values: Floats, minimum: int) -> None:
@@ -162,11 +163,18 @@ def density_coverage(generated: Floats, real: Floats, neighbours: int = 5) -> tu
     fake, true = (np.asarray(x, dtype=np.float64) for x in (generated, real))
     radii = NearestNeighbors(n_neighbors=neighbours).fit(true).kneighbors()[0][:, -1]  # M; an image is not its own neighbour
     inside, covered = 0, np.zeros(len(true), dtype=bool)
+    # Rounding is no neighbourhood: equal images have balls without size, and a copy of a ball's neighbour is on its surface.
+    radii = _without_noise(radii, true) * (1 - 1e-9)
     for distances in pairwise_distances_chunked(fake, true):  # part of N x M
         held = distances < radii
         inside += int(held.sum())
         covered |= held.any(0)
     return inside / (neighbours * len(fake)), float(covered.mean())
+
+
+def _without_noise(distances: Floats, points: Floats) -> Floats:
+    """Return the ``distances`` of ``points`` (N, D), each 0 where it is the rounding of the expanded sum of squares."""
+    return np.where(distances > _NOISE * np.linalg.norm(points, axis=1), distances, 0.0)
 
 
 def copying_statistic(generated: Floats, held_out: Floats, training: Floats) -> float:
@@ -185,7 +193,8 @@ def copying_statistic(generated: Floats, held_out: Floats, training: Floats) -> 
     for values in (generated, held_out, training):
         _check("copying", values, 1)
     index = NearestNeighbors(n_neighbors=1).fit(np.asarray(training, dtype=np.float64))
-    distances = [index.kneighbors(np.asarray(x, dtype=np.float64))[0][:, 0] for x in (generated, held_out)]
+    sets = [np.asarray(x, dtype=np.float64) for x in (generated, held_out)]
+    distances = [_without_noise(index.kneighbors(x)[0][:, 0], x) for x in sets]
     ranks = rankdata(np.concatenate(distances))
     n, m = map(len, distances)
     u = ranks[:n].sum() - n * (n + 1) / 2

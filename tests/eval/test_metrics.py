@@ -259,3 +259,17 @@ def test_too_few_images_and_numbers_that_are_not_finite_are_told(score: str) -> 
         call(broken)
     with pytest.raises(UserError, match="at least"):
         call(features(2, 5))
+
+
+def test_equal_images_have_no_neighbours_by_rounding() -> None:
+    real = np.abs(features(300, 640)).astype(np.float32)
+    real[:12] = real[0]  # whose balls have no size
+    fake = np.abs(features(300, 640, seed=1, shift=3.0)).astype(np.float32)
+    fake[:100] = real[0]
+    between, beside = (np.linalg.norm(x.astype(float)[:, None] - real.astype(float), axis=2) for x in (fake, real))
+    np.fill_diagonal(beside, np.inf)
+    inside = between < np.sort(beside, 1)[:, 4] * (1 - 1e-12)
+    assert not inside[:100, :12].any()
+    assert density_coverage(fake, real) == pytest.approx((inside.sum() / (5 * len(fake)), inside.any(0).mean()), rel=1e-12)
+    assert density_coverage(real[:12], real[:12]) == (0.0, 0.0)
+    assert copying_statistic(real[:100], real[100:200], real) == 0.0, "all are copies"
