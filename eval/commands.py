@@ -156,7 +156,7 @@ def images(options: argparse.Namespace, accelerator: Accelerator) -> None:
 
 
 def _open_side(options: argparse.Namespace, spec: str) -> ImageSet | GaussianStats:
-    if spec.endswith(".npz"):
+    if spec.lower().endswith(".npz"):
         return load_stats(Path(spec), made_by=options.made_by)
     return open_images(spec, size=options.size, folder=options.data)
 

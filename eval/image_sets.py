@@ -1,5 +1,8 @@
 """Sets of images to be scored: data sets, folders and zips, and the samples of a generator."""
 
+import hashlib
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,8 +19,11 @@ from gan.inference import sampling
 from gan.runs import checkpoints
 from gan.runs.folder import refuse_run
 from gan.utils.errors import UserError
+from gan.utils.files import cache_root, write_atomically
+from gan.utils.safe_reading import read_file
 from gan.utils.settings import DataConfig
 
+log = logging.getLogger(__name__)
 DATASETS = tuple(name for name in get_args(get_type_hints(DataConfig)["name"]) if name != "folder")
 QUANTISATION = "uint8, rounded"
 
@@ -28,7 +34,7 @@ class StoredImages:
     def __init__(self, images: ImageDataset) -> None:
         self.images, self.remarks = images, images.remarks()
         self.identity: dict[str, Any] = {
-            "content": images.source.content(),
+            "content": _content(images.source),
             "count": len(images),
             "image": [images.channels, images.size, images.size],
             "fit": "shorter side scaled (Lanczos), centre-cropped",
@@ -43,6 +49,23 @@ class StoredImages:
 
     def read(self, start: int, count: int) -> Tensor:
         return torch.stack([self.images[index] for index in range(start, start + count)])
+
+
+def _content(source: Source) -> str:
+    """Return the name of a set's content. That of a folder takes the reading of all files: it is cached until one is written."""
+    times, root = source.times(), cache_root()
+    if not times or root is None:
+        return source.content()
+    path = root / "content" / hashlib.sha256(f"{source.fingerprint()} {times}".encode()).hexdigest()[:32]
+    with suppress(OSError, ValueError):
+        found = read_file(path, 64).decode("ascii")
+        if len(found) == 64 and set(found) <= set("0123456789abcdef"):
+            return found
+    content = source.content()
+    with suppress(OSError):  # the file only saves time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode())
+    return content
 
 
 class ChosenImages:
@@ -132,6 +155,8 @@ def parse_spec(spec: str, *, size: int = 32, channels: int | None = None, folder
             )
         refuse_run(Path(spec))
         return DataConfig(name="folder", path=spec, image_size=size, channels=channels)
+    if Path(spec).exists():
+        log.warning(f"{spec}: the data set of that name, not ./{spec}. Give ./{spec} for the one here.")
     if split not in ("", "train", "test") or (split == "test" and name == "digits"):
         expected = "has no splits" if name == "digits" else "expected train or test after the colon"
         raise UserError(f"{spec}: {expected}.")

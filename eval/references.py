@@ -51,7 +51,7 @@ def open_reference(
 
     Raises UserError for statistics of another extractor or, as far as the file says, of images of another size.
     """
-    if spec is None or not spec.endswith(".npz"):
+    if spec is None or not spec.lower().endswith(".npz"):
         return real_images_for(config, spec, folder)
     stats = load_stats(Path(spec), made_by=made_by)
     check_stats(stats, extractor, spec)

@@ -146,7 +146,7 @@ def make_scorer(
     Raises UserError, before any extraction, where an input cannot be read or has too few images for one of ``protocols``.
     """
     if spec is None and images is not None:
-        opened: StoredImages | Reference = StoredImages(images)
+        opened: StoredImages | Reference = on_all_in_turn(accelerator, lambda: StoredImages(images))
     else:
         opened = on_all(accelerator, lambda: open_reference(config, spec, extractor, made_by=made_by, folder=folder))
     held_out = None

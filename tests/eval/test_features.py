@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from eval.feature_cache import FeatureCache, cache_folder
 from eval.features import PART, extract
 from eval.image_sets import NativeImages, StoredImages, parse_spec
 from gan.data.datasets import load_images
+from gan.data.image_files import FolderSource
 from gan.data.sources import open_source
 from gan.utils.distributed import connected
 from gan.utils.errors import UserError
+from gan.utils.files import cache_root
 from gan.utils.locks import FileLock
 from tests.small import SmallImages, small_extractor
 from tests.workers import run_together
@@ -230,3 +233,37 @@ def test_a_batch_holds_as_many_images_as_the_generator_makes_at_once() -> None:
     from gan.inference.sampling import CHUNK
 
     assert module.BATCH == CHUNK
+
+
+def test_the_files_of_a_folder_are_read_for_its_name_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(3):
+        Image.new("RGB", (32, 32), (index * 40, 0, 0)).save(tmp_path / f"{index}.png")
+    reads: list[str] = []
+    read = FolderSource._read_file
+    monkeypatch.setattr(FolderSource, "_read_file", lambda self, name: reads.append(name) or read(self, name))
+
+    def identity() -> dict[str, Any]:
+        reads.clear()
+        return StoredImages(load_images(parse_spec(str(tmp_path), size=32, channels=3))).identity
+
+    first = identity()
+    assert len(reads) == 3
+    assert identity() == first and not reads
+    Image.new("RGB", (32, 32), (1, 0, 0)).save(tmp_path / "0.png")
+    assert identity() != first and len(reads) == 3
+    (cached,) = {path for path in (cache_root() / "content").iterdir() if first["content"] in path.read_text()}
+    cached.write_text("damaged")
+    assert len(identity()["content"]) == 64
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_spec("digits").name == "digits" and not caplog.text
+    (tmp_path / "digits").mkdir()
+    assert parse_spec("digits").name == "digits"
+    assert "Give ./digits for the one here" in caplog.text
+    assert parse_spec("./digits").path == "./digits"
