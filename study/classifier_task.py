@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from gan.utils.distributed import agree_on_errors, on_main
 from gan.utils.errors import TrainingDivergedError, UserError
 from gan.utils.settings import to_yaml
 from study.config import StudyConfig
-from study.data import LabelledDataset, normalised, training_images
+from study.data import LabelledDataset, normalised, require_channels, training_images
 from study.dropout import dropping
 from study.models import build_classifier, update_classifier
 from study.probes import Prober
@@ -64,7 +65,7 @@ def total_steps(config: StudyConfig, images: LabelledDataset) -> int:
 
 def step_after(epochs: float, config: StudyConfig, images: LabelledDataset) -> int:
     """Return the first step after which ``epochs`` passes over the images are complete."""
-    return math.ceil(epochs * len(images) / config.training.batch_size)
+    return math.ceil(Fraction(str(epochs)) * len(images) / config.training.batch_size)  # 1.1 as it is written, not as a float
 
 
 class ClassifierTask:
@@ -78,7 +79,9 @@ class ClassifierTask:
             require_memory(config, shard.local_size * FEWEST_MAPS * config.data.image_size**2 * 2, device)
         self.test_pixels = self.context.cache_pixels(self.tested)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
-        self.network = self.context.to_device(build(config, images))
+        with agree_on_errors(accelerator):
+            network = build(config, images)
+        self.network = self.context.to_device(network)
         adam = config.optimizer
         self.optimizer = torch.optim.Adam(self.network.parameters(), adam.lr, betas=(adam.beta1, adam.beta2), fused=True)
         self.images_per_step = config.training.batch_size
@@ -186,8 +189,12 @@ class ClassifierTask:
 
 
 def build(config: StudyConfig, images: ImageDataset) -> nn.Module:
-    """Return the network that ``config`` describes, for ``images``. Raises UserError for images that are too small."""
+    """Return the network that ``config`` describes, for ``images``.
+
+    Raises UserError for images that are too small, or have another number of channels than ``data.mean``.
+    """
     model = config.model
+    require_channels(config.data.mean, images.channels)
     try:
         return build_classifier(
             model.name,

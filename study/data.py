@@ -60,14 +60,19 @@ def training_images(data: LabelledDataConfig) -> LabelledDataset:
 def normalised(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
     """Return ``images`` (B, C, S, S) in [-1, 1] as (pixels - mean) / std, with pixels in [0, 1]; without ``mean`` as they are.
 
-    Raises UserError for images with another number of channels than ``mean`` has.
+    Raises UserError as ``require_channels``.
     """
     if mean is None or std is None:
         return images
-    if len(mean) not in (1, images.shape[1]):
-        raise UserError(f"data.mean={list(mean)}: {len(mean)} numbers, but the images have {images.shape[1]} channels.")
+    require_channels(mean, images.shape[1])
     centre, scale = (images.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std))
     return (images * 0.5 + (0.5 - centre)) / scale
+
+
+def require_channels(mean: Sequence[float] | None, channels: int) -> None:
+    """Raise UserError for images with another number of ``channels`` than ``mean`` has."""
+    if mean is not None and len(mean) not in (1, channels):
+        raise UserError(f"data.mean={list(mean)}: {len(mean)} numbers, but the images have {channels} channels.")
 
 
 def _shuffled(count: int) -> NDArray[np.int64]:

@@ -80,11 +80,18 @@ class Prober:
         means = accelerator.reduce(torch.stack([self._means[layer.number] for layer in self.layers]), "mean")
         records = []
         for layer, mean in zip(self.layers, means.tolist(), strict=True):
+            values = (layer.parameter, layer.parameter.grad)
+            if not all(bool(value.isfinite().all()) for value in values if value is not None):  # they have no singular values
+                raise _not_finite(layer)
             record = {**_measure(layer, self.settings.bins), "preactivation_mean": mean}  # Fig. 4, by the text of the paper
             if not all(math.isfinite(value) for value in record.values() if isinstance(value, float)):
-                raise TrainingDivergedError(f"layer {layer.number}: weights, gradients or outputs are not finite.")
+                raise _not_finite(layer)
             records.append(record)
         return records
+
+
+def _not_finite(layer: WeightedLayer) -> TrainingDivergedError:
+    return TrainingDivergedError(f"layer {layer.number}: weights, gradients or outputs are not finite.")
 
 
 def _activations_after(network: nn.Module) -> dict[int, nn.Module]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,8 @@ def _total_steps(settings: Settings, folder: Path) -> int | None:
         return None
     if not 0 < images < 2**63:  # damaged
         return None
-    return math.ceil(_number(settings, "training.epochs") * images / _number(settings, "training.batch_size"))
+    epochs, batch = (Fraction(str(_number(settings, f"training.{key}"))) for key in ("epochs", "batch_size"))
+    return math.ceil(epochs * images / batch)
 
 
 def _distances(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from gan.utils.errors import UserError
 from gan.utils.settings import set_value
 from study.classifier_task import ClassifierTask, step_after
-from study.config import StudyConfig
+from study.config import StudyConfig, load_study_config
+from study.data import LabelledDataset
 from study.results import read_run
 from tests.study.common import DIGITS, TINY, contents, study, train
 from tests.workers import in_process, run_together, study_here, study_to_the_end
@@ -100,6 +102,29 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     for a, b in zip(one.probes, two.probes, strict=True):
         for key in ("gradient_std", "weight_mean", "preactivation_mean", "singular_max"):
             assert abs(a[key] - b[key]) < 1e-6 * (abs(a[key]) + 1e-3), key
+
+
+def test_a_fraction_of_an_epoch_is_taken_as_it_is_written() -> None:
+    config = load_study_config(DIGITS, ["training.batch_size=50"])
+    images = cast(LabelledDataset, range(50_000))
+    assert [step_after(epochs, config, images) for epochs in (1.1, 2.2, 3, 0.0001)] == [1100, 2200, 3000, 1]
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "training.epochs=1"])
+def test_a_mean_of_other_channels_is_refused_before_anything_is_written(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", f"run.dir={tmp_path / 'runs'}", option]
+    assert study("train", "--config", str(DIGITS), *words) == 2
+    assert "3 numbers, but the images have 1 channels" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_beyond_all_numbers_are_a_diverged_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "model.norm=spectral", "optimizer.lr=1e38", "probes.every=1", f"run.dir={tmp_path}", "run.name=run"]
+    assert study("train", "--config", str(DIGITS), *words) == 1
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "run" / "failed.json").exists()
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.floats(0.1, 5))
