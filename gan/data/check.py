@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gan.data.sources import Source, open_source
 from gan.data.worker_pool import compute_batches
+from gan.utils.devices import cores
 from gan.utils.errors import UserError
 from gan.utils.progress import follow
 from gan.utils.safe_reading import printable
@@ -79,7 +79,7 @@ def _count(report: Report, found: Found) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Print what a folder or zip of images holds. Raises UserError after the list of those that cannot be read."""
-    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    workers = cores() if options.workers is None else options.workers
     source = open_source(DataConfig(name="folder", path=str(options.path)))
     report = check_images(source, range(len(source)), follow, workers=workers)
     for line in _description(source, report):

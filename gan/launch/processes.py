@@ -19,6 +19,7 @@ import torch
 
 from gan.launch.grid import PlannedRun, count_runs
 from gan.runs.lock import is_locked, writing_to
+from gan.utils.devices import cores
 from gan.utils.errors import UserError
 from gan.utils.settings import C
 
@@ -60,8 +61,7 @@ class Resources:
         if self.gpus:
             own = [self.gpus[(slot * self.processes + rank) % len(self.gpus)] for rank in range(self.processes)]
             return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = str(max(1, threads // (self.at_once * self.processes)))
+        share = str(max(1, cores() // (self.at_once * self.processes)))
         return {"OMP_NUM_THREADS": share, **os.environ, **({"ACCELERATE_USE_CPU": "1"} if self.processes > 1 else {})}
 
 

@@ -102,7 +102,8 @@ class SpectralNorm(nn.Module):
 def _largest(weight: Tensor) -> Tensor:
     """Return the largest magnitude in ``weight``, a scalar."""
     # In memory order and in one pass: weight.abs().amax() takes twice as long on a CPU, vector_norm(inf) 34 times.
-    lowest, highest = torch.aminmax((weight if weight.is_contiguous() else weight.permute(0, 2, 3, 1)).flatten())
+    in_order = weight.permute(0, 2, 3, 1) if weight.dim() == 4 and not weight.is_contiguous() else weight
+    lowest, highest = torch.aminmax(in_order.flatten())
     return torch.maximum(-lowest, highest)
 
 

@@ -23,6 +23,7 @@ MILESTONES = "milestones"  # folder of a run for the generators that are kept fo
 StateDict = dict[str, Tensor]
 _UNEVALUATED = "look-pending"  # an empty file where ``Checkpoint.evaluated`` is false; the only one that may disappear later
 _NAME = re.compile(r"step-[0-9]+")  # of a checkpoint's folder
+_UNFINISHED = re.compile(r"tmp-([0-9]+|old-step-[0-9]+)")  # of one that is being written or removed
 T = TypeVar("T")
 
 
@@ -156,7 +157,8 @@ def _prune(root: Path, keep: int) -> None:
 
 def _remove_unfinished(root: Path) -> None:
     for leftover in root.glob("tmp-*"):
-        shutil.rmtree(leftover)
+        if _UNFINISHED.fullmatch(leftover.name) and leftover.is_dir():
+            shutil.rmtree(leftover)
 
 
 def steps(root: Path) -> list[Path]:

@@ -109,7 +109,7 @@ def find_config(name: str) -> Path:
     Raises UserError where there is neither, with the names that are most alike.
     """
     name = expand_home(name)
-    if Path(name).exists() or name.endswith((".yaml", ".yml")):
+    if Path(name).is_file() or name.endswith((".yaml", ".yml")):  # a run's folder may have the name of its configuration
         return Path(name)
     package = Path(__file__).resolve().parents[1]
     root = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), package)

@@ -1,5 +1,7 @@
 """Devices by name, checked before anything is computed on them."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,11 @@ def usable_device(name: str | torch.device) -> torch.device:
         here += ["mps"] if torch.backends.mps.is_available() else []
         raise UserError(f"device {str(name)!r}: not a device of this machine, which has {', '.join(here)}.") from None
     return device
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks the first
 
 
 def copy_to(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

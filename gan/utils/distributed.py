@@ -26,7 +26,8 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     if device is not None and device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    accelerator = Accelerator(mixed_precision="no", cpu=device == "cpu", kwargs_handlers=[timeout])
+    on_cpu = device is not None and torch.device(device).type == "cpu"
+    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[timeout])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(

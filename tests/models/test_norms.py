@@ -339,3 +339,16 @@ def test_output_layer_is_never_centred() -> None:
 def test_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="expected none, batch, spectral, mean_spectral"):
         normalize(nn.Linear(3, 1), "layer")
+
+
+@pytest.mark.parametrize("norm", [SpectralNorm, MeanSpectralNorm])
+def test_a_transposed_weight_of_a_dense_layer_is_normalised(norm: type[SpectralNorm]) -> None:
+    plain, tied = nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
+    tied.weight = nn.Parameter(plain.weight.detach().T.contiguous().T)
+    assert not tied.weight.is_contiguous()
+    tied.bias = plain.bias
+    x = torch.randn(5, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    first = norm(plain)
+    torch.manual_seed(0)
+    assert close(norm(tied)(x), first(x))

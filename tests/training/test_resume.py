@@ -151,6 +151,15 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(
         assert found[name] == expected[name] or Path(name).stem in ("config", "checkpoint"), name
 
 
+def test_only_what_a_save_left_is_removed_beside_checkpoints(run: Path) -> None:
+    for name in ("tmp-00000003", "tmp-old-step-00000001", "tmp-backup"):
+        (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "tmp-00000009").touch()
+    assert command(again(run, "training.steps=5")) == 0
+    left = sorted(path.name for path in (run / "checkpoints").glob("tmp-*"))
+    assert left == ["tmp-00000009", "tmp-backup"], "the folder of somebody, and a file"
+
+
 def test_a_damaged_checkpoint_never_counts_among_those_to_keep(run: Path) -> None:
     (run / "checkpoints" / "step-00000004" / "optimizers.pt").unlink()
     # The next one to be saved, 3, sorts before the damaged one.

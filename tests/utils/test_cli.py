@@ -6,13 +6,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import eval.__main__
 import gan.__main__
 import study.__main__
-from gan.utils import cli
+from gan.utils import cli, distributed
 from gan.utils.devices import usable_device
 from gan.utils.errors import UserError
 from gan.utils.files import cache_root
@@ -209,3 +210,19 @@ def test_messages_and_progress_go_on_where_the_disk_of_stderr_is_full(monkeypatc
 def test_a_name_that_is_too_long_costs_one_line(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command([*words, f"run.dir={tmp_path}"]) == 2
     assert capsys.readouterr().err.endswith("File name too long.\n")
+
+
+def test_a_folder_hides_no_configuration_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "digits_msngan").mkdir()  # a run of it with run.dir=.
+    monkeypatch.chdir(tmp_path)
+    assert cli.find_config("digits_msngan").is_file()
+
+
+def test_a_cpu_by_number_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        distributed, "Accelerator", lambda **options: asked.append(options["cpu"]) or SimpleNamespace(num_processes=1)
+    )
+    for device in ("cpu:0", "cpu", None):
+        distributed.make_accelerator(device)
+    assert asked == [True, True, False]
