@@ -3,8 +3,11 @@
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -52,27 +55,38 @@ class _Count(TorchDispatchMode):
 
 def count(name: str, batch: int, d_batches: str = "auto") -> Cost:
     """Return the cost of a float32 step of ``configs/NAME.yaml`` at full size and ``batch``, on the embedded digits."""
-    overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
-    overrides.append(f"training.d_batches={d_batches}")
-    config = load_config(ROOT / "configs" / f"{name}.yaml", overrides)
+    config = load_config(ROOT / "configs" / f"{name}.yaml", _embedded(batch, d_batches))
     state, stream, context = prepare(config, cpu=True)
     train_step(state, stream, 0, context)  # creates the state of the optimisers
     with _Count() as found:
         train_step(state, stream, 1, context)
     gradients = sum(4 * p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
-    return Cost(found.flops, found.bytes, found.operations, gradients, _collectives(context.config))
+    return Cost(found.flops, found.bytes, found.operations, gradients, collectives(name, d_batches))
 
 
-def _collectives(config: Any) -> int:
-    """Return the all-reduces of a step: one an update for gradients; one a normalised layer and pass, forward and backward, where
-    the norm mixes images."""
-    d_passes = config.training.d_steps * (2 if config.training.d_batches == "separate" else 1) + 1
-    total = config.training.d_steps + 1  # gradients
-    if config.model.generator.norm == "batch":
-        total += 4 * 3  # a pass without a gradient for D's update, one with a gradient for G's
-    if config.mixes_images:
-        total += 7 * 2 * d_passes
-    return total
+def collectives(name: str, d_batches: str = "auto") -> int:
+    """Return the all-reduces of a step of ``configs/NAME.yaml``: of gradients, one an update; of norms, those that a step takes.
+
+    They are counted among two processes, of which torch pretends one, on networks of 2 channels. G's BatchNorm, for
+    which GPUs have kernels, takes one in each of two forward passes (for the update of D and of G) and one backward.
+    """
+    small = ["model.generator.channels=2", "model.discriminator.channels=2", "model.generator.norm=none"]
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [*_embedded(8, d_batches), *small])
+    state, stream, context = prepare(config, cpu=True)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+            train_step(state, stream, 0, context)
+    finally:
+        dist.destroy_process_group()
+    batch_norm = 4 * 3 if load_config(ROOT / "configs" / f"{name}.yaml").model.generator.norm == "batch" else 0
+    return int(all_reduce.call_count) + batch_norm + config.training.d_steps + 1
+
+
+def _embedded(batch: int, d_batches: str) -> list[str]:
+    """Return the settings of a float32 run on the embedded digits."""
+    overrides = ["data.name=digits", "data.channels=3", "training.precision=fp32", f"training.batch_size={batch}"]
+    return [*overrides, f"training.d_batches={d_batches}"]
 
 
 @dataclass(frozen=True)

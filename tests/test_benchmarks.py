@@ -168,6 +168,17 @@ def test_counted_flops_are_those_of_the_layers() -> None:
     assert scaling.count("cifar10_sngan", 4).flops == pytest.approx(expected, rel=0.02)  # power iterations and the like
 
 
+@pytest.mark.slow
+def test_all_reduces_are_those_that_a_step_takes() -> None:
+    # Gradients: one an update. G's BatchNorm: four layers, two passes forward and one backward. MSN: seven layers, forward and
+    # backward in each pass of D.
+    assert scaling.collectives("cifar10_sngan") == 2 + 12
+    for form, passes in (("joint", 2), ("joint_quarter", 2), ("separate", 3)):
+        assert scaling.collectives("cifar10_msngan_written", form) == 2 + 12 + 7 * 2 * passes
+    # BatchNorm with a second derivative takes a mean and a variance, and WGAN-GP's penalty is differentiated twice.
+    assert scaling.collectives("cifar10_wgan_gp_bn") > 6 + 12 + 5 * 7 * 4 * 3
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["speed"], "speed: no such part"),

@@ -14,7 +14,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from gan.runs.manifest import FORMAT, MANIFEST, SEAL, damaged, folder_of, read_manifest, read_verified, seal, step_in_name
+from gan.runs.manifest import (
+    FORMAT,
+    MANIFEST,
+    SEAL,
+    UnreadableError,
+    damaged,
+    folder_of,
+    read_manifest,
+    read_verified,
+    seal,
+    step_in_name,
+)
 from gan.utils.errors import UserError, first_line
 from gan.utils.files import sync_folder, write_synced
 from gan.utils.tensor_files import load_tensors
@@ -215,12 +226,15 @@ def networks(folder: Path) -> list[str]:
 def newest_usable(root: Path, read: Callable[[Path], T], report: Callable[[str], None]) -> T | None:
     """Return ``read`` of the newest checkpoint below ``root`` for which it raises no UserError; None where there is none.
 
-    The errors of newer ones go to ``report``. Raises UserError when there are checkpoints and all raise one.
+    The errors of newer ones go to ``report``. Raises UserError when there are checkpoints and all raise one, and as soon as one
+    cannot be read at present: it may be sound.
     """
     mistakes: list[str] = []
     for folder in reversed(steps(root)):
         try:
             found = read(folder)
+        except UnreadableError:
+            raise
         except UserError as error:
             mistakes.append(str(error))
             continue

@@ -1,5 +1,6 @@
 """The manifest of a checkpoint's folder: its step, and the size and checksum of every file, by which the others are verified."""
 
+import errno
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,12 @@ FORMAT = 2
 MANIFEST = "checkpoint.json"
 SEAL = "checkpoint.sha256"  # the manifest's checksum, as sha256sum writes it; the manifest holds those of the other files
 T = TypeVar("T")
+# A read that fails so says nothing about the content, and may succeed the next time.
+_PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+
+
+class UnreadableError(UserError):
+    """A file of a checkpoint that cannot be read at present, though it may be sound."""
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -47,7 +54,9 @@ def read_manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
         intact = not sealed or read_file(folder / SEAL, MAX_JSON) == seal(text)
     except FileNotFoundError:
         raise damaged(folder, f"no {MANIFEST} in it, so it is not a whole checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        if isinstance(error, OSError):
+            _require_readable(folder / MANIFEST, error)
         raise damaged(folder, f"{MANIFEST} is damaged") from None
     if not intact:
         raise damaged(folder, f"{MANIFEST} has been changed or damaged (its checksum differs)")
@@ -61,7 +70,10 @@ def read_manifest(folder: Path) -> tuple[bytes, dict[str, tuple[int, str]]]:
 
 
 def read_verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
-    """Return the contents of the checkpoint's files (or ``only`` one of them), verified against its manifest."""
+    """Return the contents of the checkpoint's files (or ``only`` one of them), verified against its manifest.
+
+    Raises UserError where one is damaged, UnreadableError where it cannot be read at present.
+    """
     text, listed = read_manifest(folder)
     if only is not None and only not in listed:
         raise damaged(folder, f"has no {only}")
@@ -71,6 +83,7 @@ def read_verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
         try:
             content = read_file(folder / Path(name).name, size)
         except OSError as error:
+            _require_readable(folder / name, error)
             raise damaged(folder, f"{name} cannot be read ({error.strerror})") from None
         if len(content) != size:
             raise damaged(folder, f"{name} has {len(content)} bytes instead of {size}")
@@ -78,6 +91,12 @@ def read_verified(folder: Path, only: str | None = None) -> dict[str, bytes]:
             raise damaged(folder, f"{name} has been changed or damaged (its checksum differs)")
         contents[name] = content
     return contents
+
+
+def _require_readable(path: Path, error: OSError) -> None:
+    """Raise UnreadableError where the ``error`` says nothing about the content of ``path``."""
+    if error.errno in _PASSING:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror}). Once it can, the same command goes on.") from None
 
 
 def read_consistently(folder: Path, read: Callable[[], T]) -> T:

@@ -1,5 +1,6 @@
 """A run that was killed, stopped or continued is the run that was not."""
 
+import errno
 import json
 import shutil
 import signal
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gan.runs import checkpoints
+from gan.runs import checkpoints, manifest
 from tests.conftest import again, command
 from tests.workers import in_process, run_to_the_end, run_together, train_and_die, train_here, train_to_the_end
 
@@ -158,6 +159,26 @@ def test_only_what_a_save_left_is_removed_beside_checkpoints(run: Path) -> None:
     assert command(again(run, "training.steps=5")) == 0
     left = sorted(path.name for path in (run / "checkpoints").glob("tmp-*"))
     assert left == ["tmp-00000009", "tmp-backup"], "the folder of somebody, and a file"
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "discriminator.safetensors"])
+def test_a_checkpoint_that_cannot_be_read_at_present_is_not_set_aside(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = manifest.read_file
+
+    def stale(path: Path, most: int) -> bytes:
+        if path.name == name and path.parent.name == "step-00000004":
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return read(path, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "read_file", stale)
+        assert command(again(run, "training.steps=5")) == 2
+    assert f"{name}: cannot be read (Stale file handle)" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((run / "checkpoints").glob("damaged-*"))
+    assert command(again(run, "training.steps=5")) == 0
+    assert "from step 4 to 5" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_never_counts_among_those_to_keep(run: Path) -> None:
