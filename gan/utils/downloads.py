@@ -4,7 +4,9 @@ import hashlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -28,14 +30,33 @@ def has_checksum(path: Path, algorithm: str, checksum: str) -> bool:
         return hashlib.file_digest(file, algorithm).hexdigest().startswith(checksum)
 
 
+def _is_abandoned(leftover: Path, owner: list[str], host: str) -> bool:
+    """Return whether the process of a partial file has ended. ``owner`` begins with its host and number.
+
+    The lock does not tell: not every file system passes it on to other machines.
+    """
+    if owner[0] != host or not owner[1].isdecimal():
+        return time.time() - leftover.stat().st_mtime > 2 * SILENCE
+    try:
+        os.kill(int(owner[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(owner[1]) == os.getpid()
+
+
 def download(urls: Sequence[str], path: Path, algorithm: str, checksum: str) -> None:
     """Download the file with ``checksum`` to ``path`` from the first of ``urls`` that serves it.
 
     Call this inside ``locked(path.parent)``. Raises DownloadError, or OSError if the file cannot be written.
     """
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
-        leftover.unlink()
-    unfinished, reasons = path.with_name(f".{path.name}.{os.getpid()}.tmp"), []
+    host = socket.gethostname().partition(".")[0][:50]
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):
+            if _is_abandoned(leftover, leftover.name.removeprefix(f".{path.name}.").split("."), host):
+                leftover.unlink()
+    unfinished, reasons = path.with_name(f".{path.name}.{host}.{os.getpid()}.tmp"), []
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE)  # torch.hub has no timeout of its own
     try:

@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import socket
 import tarfile
 import time
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from torchvision import datasets
 import gan.utils.downloads
 from eval import extractors
 from gan.data.datasets import load_images
+from gan.utils.downloads import download
 from gan.utils.errors import UserError
 from gan.utils.settings import DataConfig
 from tests.conftest import command
@@ -262,6 +265,19 @@ def test_a_process_killed_while_downloading_leaves_nothing_that_is_taken_for_who
         assert in_process(load_mnist, server.url, resources, tmp_path) == 0
     assert (raw / "train-images-idx3-ubyte").read_bytes() == idx(noise)
     assert not list(raw.glob(".*"))
+
+
+def test_the_partial_file_of_another_machine_is_left_to_it(tmp_path: Path) -> None:
+    content, file = b"content", tmp_path / "weights"
+    host = socket.gethostname().partition(".")[0][:50]
+    at_work, old, own = (tmp_path / f".weights.{owner}.tmp" for owner in ("elsewhere.1", "elsewhere.2", f"{host}.99999999"))
+    for partial in (at_work, old, own):
+        partial.touch()
+    os.utime(old, (0, 0))
+    with FileServer({"weights": content}) as server:
+        download([f"{server.url}/weights"], file, "md5", md5(content))
+    assert file.read_bytes() == content
+    assert sorted(tmp_path.iterdir()) == [at_work, file]
 
 
 def test_processes_that_start_at_once_download_once_and_read_the_same(tmp_path: Path) -> None:
