@@ -20,7 +20,7 @@ from gan.data.sources import Source, image_channels, is_archive, needs_decoding,
 from gan.data.worker_pool import compute_batches
 from gan.utils.settings import DataConfig
 
-DECODING = 2  # version of `decode` and `to_pixels`: increase it when the same file gives other pixels
+DECODING = 3  # version of `decode` and `to_pixels`: increase it when the same file gives other pixels
 _WORTH_CACHING = 1.0  # seconds of decoding from which on the pixels are cached
 _WORTH_WORKERS = 10_000  # images: starting processes takes as long as decoding some thousands
 _BATCH = 250  # images decoded at a time
