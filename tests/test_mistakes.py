@@ -101,7 +101,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "null": (["training.steps=null"], "training.steps"),
     "negative seed": (["seed=-1"], "must not be negative"),
     "no configuration": (["--config", "{}/none.yaml"], "No such file"),
-    "configuration is a folder": (["--config", "{}"], "Is a directory"),
+    "configuration is a folder": (["--config", "{}"], "a folder, not a file of a configuration"),
     "configuration is a list": (["--config", "{}/list.yaml"], "list.yaml: a list, where sections and settings are expected"),
     "configuration is not YAML": (["--config", "{}/broken.yaml"], "not YAML"),
     "unknown key in a configuration": (["--config", "{}/unknown.yaml"], "unknown.yaml: model.widht is not a setting"),

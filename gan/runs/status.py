@@ -136,7 +136,10 @@ def _total_steps(settings: Settings, folder: Path) -> int | None:
     if not 0 < images < 2**63:  # damaged
         return None
     epochs, batch = (Fraction(str(_number(settings, f"training.{key}"))) for key in ("epochs", "batch_size"))
-    return math.ceil(epochs * images / batch)
+    steps = math.ceil(epochs * images / batch)
+    if steps >= 2**63:
+        raise ValueError(f"training.epochs={settings['training.epochs']}")
+    return steps
 
 
 def _distances(folder: Path) -> str:

@@ -113,11 +113,12 @@ def find_config(name: str) -> Path:
         return Path(name)
     package = Path(__file__).resolve().parents[1]
     root = next((folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()), package)
-    if (found := root / f"{name}.yaml").is_file():
-        return found
+    if (packaged := root / f"{name}.yaml").is_file():
+        return packaged
     known = sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     near = difflib.get_close_matches(name, known, 3) or known
-    raise UserError(f"--config {name}: neither a file nor the name of a configuration, such as {', '.join(near)}.")
+    found = "a folder, not a file" if Path(name).is_dir() else "neither a file nor the name"
+    raise UserError(f"--config {name}: {found} of a configuration, such as {', '.join(near)}.")
 
 
 def program(main: Callable[[Sequence[str]], int]) -> Callable[[], int]:
