@@ -47,27 +47,22 @@ def follow_generators(
     """
     done: dict[Path, set[int]] = {run: set() for run in runs}
     announced: set[Path] = set()
-    open_runs = list(done)
-    while open_runs:
-        found = False
-        for run in list(open_runs):
-            while True:
+    for together in [list(done)] if wait else [[run] for run in done]:
+        while together:
+            found = False
+            for run in list(together):
                 kept, last, diverged = on_main(accelerator, partial(_look_at, run, weights))
-                waiting = [step for step in kept if step not in done[run]]
-                if not waiting:
-                    if not wait or last in done[run] or diverged:
-                        open_runs.remove(run)
-                    elif accelerator.is_main_process and run not in announced:
-                        log.info(f"{run}: waiting for new checkpoints up to step {last}. Ctrl-C ends this.")
+                if waiting := [step for step in kept if step not in done[run]]:
+                    found = True
+                    done[run].add(waiting[0])
+                    yield run, kept[waiting[0]]
+                elif not wait or last in done[run] or diverged:
+                    together.remove(run)
+                elif accelerator.is_main_process and run not in announced:
+                    log.info(f"{run}: waiting for new checkpoints up to step {last}. Ctrl-C ends this.")
                     announced.add(run)
-                    break
-                found = True
-                done[run].add(waiting[0])
-                yield run, kept[waiting[0]]
-                if wait:
-                    break
-        if open_runs and not found:
-            time.sleep(INTERVAL)
+            if together and not found:
+                time.sleep(INTERVAL)
 
 
 def _look_at(run: Path, weights: Weights | None) -> tuple[dict[int, Path], int, bool]:

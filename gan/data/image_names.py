@@ -62,10 +62,8 @@ def visible_files(root: Path) -> tuple[list[str], list[str]]:
                     name = prefix + entry.name
                     if is_hidden(entry.name):
                         continue
-                    if _leads_nowhere(entry) and not is_image_name(name):  # with the name of an image: a damaged one
-                        left_out.append(name)
-                    elif _leads_nowhere(entry):
-                        names.append(name)
+                    if _leads_nowhere(entry):  # with the name of an image it is a damaged one
+                        (names if is_image_name(name) else left_out).append(name)
                     elif entry.is_dir():
                         inner = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
                         if inner in above:

@@ -19,7 +19,7 @@ import torch
 
 from gan.launch.grid import PlannedRun, count_runs
 from gan.runs.lock import is_locked, writing_to
-from gan.utils.devices import cores
+from gan.utils.devices import cores, is_cpu
 from gan.utils.errors import UserError
 from gan.utils.settings import C
 
@@ -47,7 +47,7 @@ class Resources:
         GPUs are not shared out where every run is to use the same ``device``. Raises UserError for a GPU that several processes
         of a run are to share.
         """
-        if device not in (None, "cpu") and processes > 1:
+        if device and not is_cpu(device) and processes > 1:
             raise UserError(
                 f"--device {device}: not for runs of {processes} processes. Leave it out: each gets a GPU of its own."
             )

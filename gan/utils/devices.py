@@ -20,6 +20,11 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def is_cpu(name: str | None) -> bool:
+    """Return whether the device ``name`` is a CPU, such as cpu or cpu:0; None is not."""
+    return name is not None and torch.device(name).type == "cpu"
+
+
 def cores() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks the first

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 
+from gan.utils.devices import is_cpu
 from gan.utils.errors import LostProcessError, TrainingDivergedError, UserError, first_line
 
 T = TypeVar("T")
@@ -26,8 +27,7 @@ def make_accelerator(device: str | None = None) -> Accelerator:
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=2))
     if device is not None and device.startswith("cuda:"):
         torch.cuda.set_device(device)
-    on_cpu = device is not None and torch.device(device).type == "cpu"
-    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu, kwargs_handlers=[timeout])
+    accelerator = Accelerator(mixed_precision="no", cpu=is_cpu(device), kwargs_handlers=[timeout])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UserError(

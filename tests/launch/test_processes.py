@@ -114,6 +114,7 @@ def test_each_run_gets_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [double.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
     crowded = Resources.of_this_machine(6, 1)
     assert crowded.environment(5)["CUDA_VISIBLE_DEVICES"] == "5", "two runs share a GPU"
+    assert Resources.of_this_machine(None, 2, "cpu:0").environment(0)["ACCELERATE_USE_CPU"] == "1"
     with pytest.raises(UserError, match="--device cuda:1: not for runs of 2 processes"):
         Resources.of_this_machine(None, 2, "cuda:1")
     assert Sweep(planned(Path("runs"), "pass"), [], lambda *_: None, Resources(10**9, 1, ())).resources.at_once == 1
