@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from benchmarks.alternating import ROOT
 from benchmarks.steps import prepare
 from gan.config import load_config
+from gan.training import gan_step
 from gan.training.gan_step import train_step
 from gan.utils.tables import markdown_table
 
@@ -26,10 +27,12 @@ class Cost:
     """The counted cost of one step."""
 
     flops: float  # of convolutions and matrix products
-    bytes: float  # moved if every operation reads its inputs from memory and writes its outputs there
+    bytes: float  # moved in float32 if every operation reads its inputs from memory and writes its outputs there
     operations: int  # each at least one GPU kernel
     gradients: int  # bytes of both networks' gradients in float32
     collectives: int  # all-reduces of a step under several processes
+    penalty_flops: float = 0.0  # those of ``flops`` that a gradient penalty adds: float32 under every precision
+    penalty_bytes: float = 0.0  # likewise
 
 
 class _Count(TorchDispatchMode):
@@ -60,8 +63,17 @@ def count(name: str, batch: int, d_batches: str = "auto") -> Cost:
     train_step(state, stream, 0, context)  # creates the state of the optimisers
     with _Count() as found:
         train_step(state, stream, 1, context)
+    penalty = _Count()
+    if config.loss.name == "wgan-gp":
+        with (
+            mock.patch.object(gan_step, "gradient_penalty", lambda discriminator, real, *_: real.new_zeros(())),
+            _Count() as rest,
+        ):
+            train_step(state, stream, 2, context)
+        penalty.flops, penalty.bytes = found.flops - rest.flops, found.bytes - rest.bytes
     gradients = sum(4 * p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
-    return Cost(found.flops, found.bytes, found.operations, gradients, collectives(name, d_batches))
+    all_reduces = collectives(name, d_batches)
+    return Cost(found.flops, found.bytes, found.operations, gradients, all_reduces, penalty.flops, penalty.bytes)
 
 
 def collectives(name: str, d_batches: str = "auto") -> int:
@@ -95,23 +107,26 @@ class Machine:
 
     name: str
     flops: float  # a second, bf16
+    full_flops: float  # a second, float32 without TF32
     bandwidth: float  # bytes a second of its memory
     launch: float  # seconds of an empty operation
     link: float  # bytes a second between GPUs, each way
     latency: float  # seconds of an empty all-reduce between two GPUs
 
 
-H200_NODE = Machine("H200, NVLink", 989e12, 4.8e12, 5e-6, 450e9, 15e-6)
-H200_NETWORK = Machine("H200, 400 Gb/s network", 989e12, 4.8e12, 5e-6, 50e9, 30e-6)
+H200_NODE = Machine("H200, NVLink", 989e12, 67e12, 4.8e12, 5e-6, 450e9, 15e-6)
+H200_NETWORK = Machine("H200, 400 Gb/s network", 989e12, 67e12, 4.8e12, 5e-6, 50e9, 30e-6)
 
 
 def seconds(cost: Cost, machine: Machine, gpus: int, share: float, efficiency: float = 0.3) -> tuple[float, float]:
     """Return the seconds of computing and of communicating in a step, with ``share`` of the counted batch on each of ``gpus``.
 
     compute = max(operations x launch, share x (flops / (efficiency x peak) + bytes / (2 x bandwidth))): bf16 halves the
-    bytes. communicate = gradients x 2 (n - 1) / n / link + collectives x latency x log2 n (Thakur et al. 2005).
+    bytes. A gradient penalty counts at the peak of float32, and its bytes are whole.
+    communicate = gradients x 2 (n - 1) / n / link + collectives x latency x log2 n (Thakur et al. 2005).
     """
-    work = share * (cost.flops / (efficiency * machine.flops) + cost.bytes / 2 / machine.bandwidth)
+    arithmetic = (cost.flops - cost.penalty_flops) / machine.flops + cost.penalty_flops / machine.full_flops
+    work = share * (arithmetic / efficiency + (cost.bytes + cost.penalty_bytes) / 2 / machine.bandwidth)
     compute = max(cost.operations * machine.launch, work)
     if gpus == 1:
         return compute, 0.0

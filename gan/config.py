@@ -57,7 +57,9 @@ class GanTrainingConfig(TrainingConfig):
     # The fakes for D still come from one pass of G, which keeps nothing for a backward pass.
     accumulation: int = setting(1, "micro-batches in which an update is computed, to fit a large batch into memory", at_least=1)
     initial: str | None = setting(None, "run, checkpoint or export whose weights it starts with, as far as they fit", path=True)
-    compile: bool = setting(False, "torch.compile both networks: worth its minutes on a GPU; not for wgan-gp")
+    compile: bool = setting(
+        False, "torch.compile both networks: takes minutes to start, its gain on GPUs is not measured; not for wgan-gp"
+    )
     cuda_graph: bool = setting(False, "launch each training step as one CUDA graph; one process on a GPU, not for wgan-gp")
     ema_decay: float = setting(
         0.999, "decay of the averaged generator, warmed up as (1 + n) / (10 + n); 0: keep none", at_least=0, below=1

@@ -165,7 +165,13 @@ def test_counted_flops_are_those_of_the_layers() -> None:
     first_d, first_g = 2 * 27 * 64 * 1024, 2 * 128 * 8192  # whose inputs take no gradient in the player's own update
     # D: real and fake forward, backward twice; G's images for D; G forward and backward; D's verdict and its input's gradient.
     expected = 4 * (2 * (3 * d - first_d) + g + (3 * g - first_g) + 2 * d)
-    assert scaling.count("cifar10_sngan", 4).flops == pytest.approx(expected, rel=0.02)  # power iterations and the like
+    counted = scaling.count("cifar10_sngan", 4)
+    assert counted.flops == pytest.approx(expected, rel=0.02)  # power iterations and the like
+    assert counted.penalty_flops == counted.penalty_bytes == 0
+    # The penalty of five D updates on one batch: forward, the gradient of the images, and four for the second derivative.
+    counted = scaling.count("cifar10_wgan_gp", 4)
+    assert counted.penalty_flops == pytest.approx(5 * 4 * 6 * d, rel=0.02)
+    assert 0 < counted.penalty_bytes < counted.bytes
 
 
 @pytest.mark.slow

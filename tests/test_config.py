@@ -20,7 +20,7 @@ def test_the_ready_configurations_are_there() -> None:
     assert {path.stem for path in CONFIGS} == {
         "digits_msngan", "cifar10_sngan", "cifar10_msngan", "cifar10_wgan_gp_bn",
         "cifar10_wgan_gp_bn_joint", "cifar10_wgan_gp", "cifar10_wgan_clip",
-        "cifar10_hinge", "cifar10_msngan_written", "cifar10_msngan_released", "folder",
+        "cifar10_hinge", "cifar10_msngan_written", "cifar10_msngan_released", "cifar10_sngan_released", "folder",
     }  # fmt: skip
 
 

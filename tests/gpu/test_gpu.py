@@ -48,8 +48,10 @@ def test_timed_programs_take_their_steps(tmp_path: Path, form: str | None) -> No
 
 
 def test_the_least_time_is_that_of_arithmetic_or_of_memory_whichever_is_longer() -> None:
-    roof = {"flops": 1e12, "bytes": 1e10}
+    roof = {"flops": 1e12, "full_flops": 1e11, "bytes": 1e10}
     assert gpu.least_seconds(Cost(2e12, 1e9, 0, 0, 0), roof) == 2.0
     assert gpu.least_seconds(Cost(1e9, 1e11, 0, 0, 0), roof) == 5.0  # bf16 halves the bytes
+    assert gpu.least_seconds(Cost(2e12, 1e9, 0, 0, 0, penalty_flops=1e12), roof) == 11.0  # but a penalty is computed in float32
+    assert gpu.least_seconds(Cost(1e9, 1e11, 0, 0, 0, penalty_bytes=1e11), roof) == 10.0
     found = gpu.roofline("cpu")()
     assert 1e8 < found["flops"] < 1e15 and 1e7 < found["bytes"] < 1e13

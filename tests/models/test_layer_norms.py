@@ -141,9 +141,11 @@ def test_lists_that_cannot_be_are_refused(overrides: list[str], message: str, ca
 
 def test_released_placement_comes_with_its_gain() -> None:
     config = load_config(Path("configs/cifar10_msngan_released.yaml"))
-    assert config.model.discriminator.norms == RELEASED
-    assert config.model.discriminator.describe_norms() == ("3 x spectral, mean_spectral, spectral, 2 x mean_spectral, spectral")
+    assert config.model.discriminator.norms == [f"{norm}_projected" for norm in RELEASED]
     assert config.model.discriminator.gain and config.resolve().training.d_batches == "separate"
+    best = load_config(Path("configs/cifar10_msngan.yaml")).model.discriminator
+    assert best.norms == RELEASED and best.gain
+    assert best.describe_norms() == "3 x spectral, mean_spectral, spectral, 2 x mean_spectral, spectral"
 
 
 @pytest.mark.parametrize("norm, batches", [("mean_spectral", "joint_quarter"), ("batch", "separate"), ("spectral", "separate")])
