@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file")
     parser.add_argument("--page", action="store_true", help="at the end, write page.html into the run's folder (see gan page)")
     options = parser.parse_intermixed_args(arguments)
-    config = _load(cli.find_config(options.config), options.overrides)
+    path = cli.find_config(options.config)
+    config = _load(path, options.overrides)
+    cli.warn_of_another_folder(path, options.overrides, config.folder)
 
     # These import torch, which takes seconds: not for a mistyped setting.
     from gan.runs.summary import describe_gan, summarize_gan

@@ -25,7 +25,7 @@ def main(run: Path, out: Path, steps: list[int]) -> None:
     grids = {step: np.asarray(Image.open(run / "samples" / f"step-{step:08}.png").convert("RGB")) for step in steps}
     figure = plt.figure(figsize=(11.2, 4.6), dpi=100)
     left, right = figure.subfigures(1, 2, width_ratios=[6.8, 4.4])
-    for axis, step in zip(left.subplots(len(steps), 1), steps, strict=True):
+    for axis, step in zip(left.subplots(len(steps), 1, squeeze=False)[:, 0], steps, strict=True):
         side = samples_side(grids[step])
         show(axis, grids[step][: side + 2 * BORDER])
         axis.set_ylabel(f"{step:,}", rotation=0, ha="right", va="center", fontsize=13)

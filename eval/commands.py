@@ -15,7 +15,7 @@ from eval.extractors import Extractor, load_extractor
 from eval.features import Features, ImageSet, extract, extract_parts
 from eval.following import follow_generators, kept_generators
 from eval.formatting import format_comparison, format_record
-from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison
+from eval.generator_groups import check_groups, compare_groups, format_groups, make_comparison, run_images
 from eval.image_sets import GeneratedImages, StoredImages, open_images
 from eval.measurement import compare_images, warn_of_few_images
 from eval.protocols import PROTOCOLS, SEED, Protocol
@@ -23,7 +23,7 @@ from eval.references import check_stats
 from eval.scoring import Scorer, make_scorer, score_generator, versions
 from eval.statistics import Accumulator, GaussianStats, load_stats, save_stats
 from eval.table2_report import write_report
-from gan.inference.generator import TrainedGenerator, load_generator
+from gan.inference.generator import TrainedGenerator, load_generator, run_of
 from gan.inference.images import encode
 from gan.inference.neighbours import find_neighbours, training_images
 from gan.utils.distributed import connected, on_all, on_all_in_turn, on_main, only_on_main
@@ -54,6 +54,8 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     named: Iterable[tuple[Path, TrainedGenerator]]
     unread: list[UserError] = []
     if options.all or options.follow:
+        if options.checkpoint != "newest":
+            raise UserError(f"--checkpoint {options.checkpoint}: --all and --follow score every checkpoint. Leave one out.")
         for run in options.runs:  # a mistake is told before the extractor is loaded
             on_main(accelerator, partial(kept_generators, run))
         named = _all_generators(options, accelerator, unread)
@@ -63,7 +65,7 @@ def score(options: argparse.Namespace, accelerator: Accelerator) -> None:
     protocols = [PROTOCOLS[name] for name in dict.fromkeys(options.protocol)]
     scorers: dict[str, Scorer] = {}  # runs on the same data share one
     for path, generator in named:
-        data = repr(generator.config.data)
+        data = repr((generator.config.data, run_images(generator)))
         if data not in scorers:
             scorers[data] = _make_scorer(options, accelerator, extractor, generator, protocols)
         records = score_generator(generator, scorers[data], protocols, seed=options.seed, batch=options.batch_size)
@@ -131,7 +133,7 @@ def _make_scorer(
     generator: TrainedGenerator,
     protocols: Sequence[Protocol],
 ) -> Scorer:
-    named = {"made_by": options.made_by, "folder": options.data, "floor": options.floor}
+    named = {"made_by": options.made_by, "folder": options.data, "floor": options.floor, "run": run_of(generator)}
     return make_scorer(accelerator, extractor, generator.config, protocols, options.reference, **named)
 
 
@@ -167,9 +169,14 @@ def _check_same_size(sides: Mapping[str, ImageSet | GaussianStats]) -> None:
     known = [(spec, shape) for spec, shape in shapes.items() if shape is not None]
     if len(known) == 2 and known[0][1] != known[1][1]:
         (a, (_, h, w)), (b, (_, i, v)) = known
-        raise UserError(
-            f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. Give --size {min(h, w, i, v)}."
-        )
+        fixed = [(spec, shape) for spec, shape in known if isinstance(sides[spec], GaussianStats)]
+        advice = f"Give --size {min(h, w, i, v)}."
+        if fixed:
+            (spec, (_, height, width)), *others = fixed
+            advice = f"{spec} is of images of one size: make it again, or give --size {height}."
+            if others or height != width:
+                advice = f"{spec} is of images of one size: make it again."
+        raise UserError(f"{a} has images of {w}x{h}, {b} of {v}x{i}: the score would measure the scaling too. {advice}")
 
 
 def _show_remarks(opened: Sequence[ImageSet | GaussianStats], accelerator: Accelerator) -> None:

@@ -36,7 +36,7 @@ def format_record(run: str, record: dict[str, Any]) -> str:
     lines = [f"{run} at step {record['step']}, protocol {protocol.name}: {protocol.purpose}"]
 
     def add(name: str, value: str, real: str | None = None) -> None:
-        lines.append(f"  {name:<42}{value:<22}{'' if real is None else f'{label}: {real}'}".rstrip())
+        lines.append(f"  {name:<41} {value:<22}{'' if real is None else f'{label}: {real}'}".rstrip())
 
     def of_real(entry: str, write: Callable[[Any], str]) -> str | None:
         return write(floor[entry]) if floor and floor[entry] else None
@@ -78,9 +78,9 @@ def format_comparison(found: dict[str, Any]) -> str:
     """Return the comparison of two image sets as lines."""
     counts = " against ".join("an unknown number" if count is None else f"{count:,}" for count in found["counts"])
     extractor = found["provenance"]["extractor"]
-    lines = [f"{counts} images, {extractor['extractor']}", f"  {distance_label(extractor):<42}{found['fid']:.4f}"]
+    lines = [f"{counts} images, {extractor['extractor']}", f"  {distance_label(extractor):<41} {found['fid']:.4f}"]
     if score := found["inception_score"]:
-        lines.append(f"  {inception_score_label(extractor):<42}{format_mean_std(score, 4)} ({score['splits']} splits)")
+        lines.append(f"  {inception_score_label(extractor):<41} {format_mean_std(score, 4)} ({score['splits']} splits)")
     if kid := found["kid"]:
         lines.append(f"  {'KID x 1000':<42}{_format_kid(kid, 4)} ({kid['subsets']} subsets of {kid['size']})")
     if found["precision"] is not None:

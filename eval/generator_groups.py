@@ -10,6 +10,7 @@ import numpy as np
 from eval.comparison_keys import distance_label, inception_score_label
 from eval.differences import LEVEL, Difference, differences, pooled_scores, resampled_scores
 from eval.features import Features
+from eval.image_sets import GeneratedImages
 from eval.measurement import Reference, Result
 from eval.protocols import Protocol
 from gan.config import GanConfig
@@ -41,10 +42,10 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
                 f"{option}: the runs differ by more than the seed ({', '.join(keys)}). Each side is one configuration trained"
                 " with several seeds."
             )
-    folders = {generator.folder.resolve() for _, generator in a}
+    weights = {_checksum(generator) for _, generator in a}
     for path, generator in b:
-        if generator.folder.resolve() in folders:
-            raise UserError(f"{path}: is on both sides. Compare two different runs or checkpoints.")
+        if _checksum(generator) in weights:
+            raise UserError(f"{path}: is on both sides, weight for weight. Compare two different runs or checkpoints.")
     kinds = {generator.weights: path for path, generator in (*a, *b)}
     if len(kinds) > 1:
         raise UserError(
@@ -59,14 +60,25 @@ def check_groups(a: Sequence[Named], b: Sequence[Named]) -> None:
             )
 
 
+def _checksum(generator: TrainedGenerator) -> str:
+    found: str = GeneratedImages(generator.network, generator.config, generator.weights, 0).identity["generator_sha256"]
+    return found
+
+
+def run_images(generator: TrainedGenerator) -> str:
+    """Return the fingerprint of the images that a generator was trained on; "" for an export and where it is not recorded."""
+    run = run_of(generator)
+    return "" if run is None else recorded_images(run)
+
+
 def _images_of(generator: TrainedGenerator) -> dict[str, Any]:
     """Return what makes a generator's training images the same as others: of the files, their fingerprint.
 
     It is not known of an export, nor where a run's environment.json is missing: then nothing tells them apart.
     """
-    settings, run = dict(flatten(generator.config)), run_of(generator)
+    settings = dict(flatten(generator.config))
     found = {key: settings[key] for key in _IMAGES}
-    fingerprint = recorded_images(run) if run is not None else ""
+    fingerprint = run_images(generator)
     return found | ({"files": fingerprint} if fingerprint else {})
 
 

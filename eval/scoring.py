@@ -23,13 +23,15 @@ from eval.features import Features, extract
 from eval.image_sets import QUANTISATION, ChosenImages, GeneratedImages, StoredImages
 from eval.measurement import Reference, Result
 from eval.protocols import PROTOCOLS, Protocol
-from eval.references import open_reference, real_images_for, reference_name
+from eval.references import check_statistics_size, open_reference, real_images_for, reference_name
+from eval.statistics import GaussianStats
 from gan.config import GanConfig
 from gan.data.datasets import ImageDataset
 from gan.inference.generator import TrainedGenerator, scores_folder
 from gan.runs import scores
 from gan.runs.scores import Record, Score
 from gan.utils.distributed import on_all, on_all_in_turn, on_main, only_on_main
+from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.safe_reading import MAX_JSON, parse_json, read_file
 
@@ -135,39 +137,50 @@ def make_scorer(
     floor: str | None = None,
     made_by: str | None = None,
     folder: str | None = None,
+    run: Path | None = None,
 ) -> Scorer:
     """Return the Scorer of runs with ``config``, with the features of the real images extracted or loaded.
 
     Logs a warning where the real images are too few for a stable distance.
 
     ``spec`` names the reference (default: the run's own images, which are ``images`` where they are open), ``floor`` other
-    real images, ``made_by`` the extractor of a statistics file, ``folder`` the place of a named data set's files.
+    real images, ``made_by`` the extractor of a statistics file, ``folder`` the place of a named data set's files, ``run`` the
+    run of the generators.
 
-    Raises UserError, before any extraction, where an input cannot be read or has too few images for one of ``protocols``.
+    Raises UserError, before any extraction, where an input cannot be read or has too few images for one of ``protocols``, or
+    the run's own images are others by now.
     """
     if spec is None and images is not None:
         opened: StoredImages | Reference = on_all_in_turn(accelerator, lambda: StoredImages(images))
     else:
-        opened = on_all(accelerator, lambda: open_reference(config, spec, extractor, made_by=made_by, folder=folder))
+        opened = on_all(accelerator, lambda: open_reference(config, spec, extractor, made_by=made_by, folder=folder, run=run))
     held_out = None
     if floor is not None:
+        if isinstance(opened, Reference):
+            raise UserError("--floor: compares real images with those of the reference, and statistics have none. Leave one out.")
         held_out = on_all(accelerator, lambda: real_images_for(config, floor, folder))
+        if held_out.identity["content"] == opened.identity["content"]:
+            raise UserError(f"--floor {floor}: the images of the reference. Give others, such as the test images.")
         for protocol in protocols:
             on_all(accelerator, partial(measurement.check_held_out_size, len(held_out), protocol))
     if isinstance(opened, Reference):
         reference: Reference | None = opened
+        assert isinstance(opened.known, GaussianStats)
+        for protocol in protocols:
+            check_statistics_size(opened.known, protocol, str(spec))
     else:
         for protocol in protocols:
             on_all(accelerator, partial(measurement.check_reference_size, len(opened), protocol))
         features = _extract_reference(opened, extractor, protocols, accelerator)
         reference = Reference(features) if features is not None else None
     floor_features = extract(held_out, extractor, accelerator=accelerator) if held_out is not None else None
+    shown = reference_name(config, spec, folder)
     if accelerator.is_main_process:
         real = opened.known if isinstance(opened, Reference) else opened
-        measurement.warn_of_few_images(f"reference {reference_name(config, spec)}", real, extractor.dimensions)
+        measurement.warn_of_few_images(f"reference {shown}", real, extractor.dimensions)
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Scorer(extractor, reference, floor_features, reference_name(config, spec), accelerator, name)
+    return Scorer(extractor, reference, floor_features, shown, accelerator, name)
 
 
 def _extract_reference(

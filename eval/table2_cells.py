@@ -65,10 +65,15 @@ def _entry(scores: dict[str, Any], metric: str) -> Entry:
 
 
 def _over_trainings(entries: list[Entry]) -> Entry:
-    """Return the entry of a single training, with its deviation over samplings; of several the mean, deviation with ddof=1."""
+    """Return the entry of a single training, with its deviation over samplings; of several the mean, deviation with ddof=1.
+
+    None where one training lacks it: a mean over fewer would stand in a row that names all.
+    """
     known = [entry for entry in entries if entry is not None]
-    if len(known) <= 1:
-        return known[0] if known else None
+    if len(known) < len(entries):
+        return None
+    if len(known) == 1:
+        return known[0]
     means = [entry["mean"] for entry in known]
     return {"mean": float(np.mean(means)), "std": float(np.std(means, ddof=1))}
 
@@ -103,8 +108,10 @@ def overview(table: Table) -> Cells:
             cells += [format_mean_std(entry) for entry in line.entries[:2]] if line else ["-", "-"]
             if line and (verdict := mark(line.against)):
                 cells[-1] += f" ({verdict})"
-        trained = [line.scored for line in own if line is not None and line.trainings is not None]
-        body.append([*cells, trained[0] if trained else "-"])
+        trained = {p: line.scored for p, line in zip(table.records, own, strict=True) if line and line.trainings is not None}
+        alike = len(set(trained.values())) <= 1
+        told = list(trained.values())[:1] if alike else [f"{protocol}: {scored}" for protocol, scored in trained.items()]
+        body.append([*cells, "; ".join(told) or "-"])
     return [*head, "Trained"], body
 
 
@@ -168,9 +175,10 @@ def _differences(table: Table) -> list[str]:
     if len(table.rows) < 2:
         return []
     return [
-        f"Each row's distance is compared with that of {baseline(table).label}, where both have at least two training seeds:"
-        " better or worse where the 95% interval of the difference (Welch's t over seeds; under a protocol of several runs each"
-        " side's variance is at least that of sampling) excludes 0, else no verdict. The intervals are in the protocols' tables."
+        f"Each row's distance is compared with that of {baseline(table).label}, where both have at least two training seeds"
+        " and were trained on the same images: better or worse where the 95% interval of the difference (Welch's t over seeds;"
+        " under a protocol of several runs each side's variance is at least that of sampling) excludes 0, else no verdict. The"
+        " intervals are in the protocols' tables."
     ]
 
 

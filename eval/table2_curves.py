@@ -30,7 +30,8 @@ def draw_curves(table: Table) -> bytes | None:
             label = "real data, fewer images" if sizes_beyond_floor(table.curve) else "real data"
             axes.axhline(floor["fid"]["mean"], color="grey", linestyle="--", label=label)
         axes.set(xlabel=name, ylim=(0, None))
-    panels[0].set_ylabel(f"{distance_label(table.extractor)}, {without_mathematics(table.curve['protocol'])}")
+    distance = distance_label(table.curve["provenance"]["extractor"])
+    panels[0].set_ylabel(f"{distance}, {without_mathematics(table.curve['protocol'])}")
     panels[0].legend()
     out = io.BytesIO()
     drawing.savefig(out, format="png")

@@ -1,7 +1,7 @@
 """The scores of runs for Table II: checked for comparability, and grouped into a row for each configuration."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -65,7 +65,8 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     names = {_extractor(r)["extractor"] for own in records.values() for r in own if r["source"] == "command"}
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")
-    chosen = {protocol: found for protocol in COLUMNS if (found := _comparable(records, protocol))}
+    offered = {protocol: found for protocol in COLUMNS if (found := _shared_series(records, protocol))}
+    chosen = {protocol: _most_trained(found, _common_reference(offered)) for protocol, found in offered.items()}
     if not chosen:
         others = " and ".join(sorted({str(r["protocol"]) for own in records.values() for r in own if r["source"] == "command"}))
         raise UserError(f"the runs have scores under {others} alone, which this version does not know. Score them again.")
@@ -79,10 +80,13 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     return Table(
         rows=_rows(runs),
         records=first,
-        published=is_published_extractor(_extractor(next(iter(first.values())))) and all(map(_is_the_papers, configs.values())),
+        published=_beside_published(first, configs.values()),
         curve=curve,
         real_grid=_real_grid(next(iter(configs.values()))),
-        notes=[note for protocol, found in chosen.items() if (note := _remark(list(found.values()), protocol))],
+        notes=[
+            *(note for protocol, found in chosen.items() if (note := _remark(list(found.values()), protocol))),
+            *(note for protocol, series in offered.items() if (note := _other_references(series, first[protocol]))),
+        ],
     )
 
 
@@ -115,17 +119,20 @@ def _extractor(record: Record) -> dict[str, Any]:
     return identity
 
 
-def _is_the_papers(config: GanConfig) -> bool:
-    """Return whether a run is on the data that Table II was measured on."""
-    data = config.data
-    return (data.name, data.split, data.image_size, data.channels) == ("cifar10", "train", 32, 3)
+def _beside_published(first: dict[str, Record], configs: Iterable[GanConfig]) -> bool:
+    """Return whether the paper's numbers may stand beside these: the same data, a reference of that name, the same extractor."""
+    for config in configs:
+        data = config.data
+        if (data.name, data.split, data.image_size, data.channels) != ("cifar10", "train", 32, 3):
+            return False
+    references = [str(record["provenance"].get("reference_name")).lower() for record in first.values()]
+    return is_published_extractor(_extractor(next(iter(first.values())))) and all(r.startswith("cifar10") for r in references)
 
 
-def _comparable(records: dict[Path, list[Record]], protocol: str) -> dict[Path, Record]:
-    """Return one score of each run that has any under ``protocol``, all of one series: that of the most trained generator.
+def _shared_series(records: dict[Path, list[Record]], protocol: str) -> list[dict[Path, Record]]:
+    """Return the series of scores under ``protocol`` that all runs with any share: of each run the most trained generator's.
 
-    Where runs share several series, the averaged generators' and the lowest seed's is taken. Raises UserError where they
-    share none.
+    Raises UserError where they share none.
     """
     by_series: dict[Path, dict[str, Record]] = {}
     for folder, own in records.items():
@@ -136,13 +143,43 @@ def _comparable(records: dict[Path, list[Record]], protocol: str) -> dict[Path, 
                 if key not in found or record["step"] >= found[key]["step"]:
                     found[key] = record
     if not by_series:
-        return {}
+        return []
     shared = set.intersection(*(set(found) for found in by_series.values()))
     if not shared:
         _refuse(by_series, protocol)
-    first = next(iter(by_series.values()))
-    best = min(shared, key=lambda key: (first[key]["provenance"]["weights"] != "ema", first[key]["provenance"]["seed"], key))
-    return {folder: found[best] for folder, found in by_series.items()}
+    return [{folder: found[key] for folder, found in by_series.items()} for key in sorted(shared)]
+
+
+def _common_reference(offered: dict[str, list[dict[Path, Record]]]) -> str | None:
+    """Return the content of the reference that every protocol has a series against; None where there is none.
+
+    Of several, the one with the most trained generators is taken.
+    """
+    steps: dict[str, int] = {}
+    for series in offered.values():
+        for found in series:
+            name = _reference(next(iter(found.values())))
+            steps[name] = max(steps.get(name, 0), sum(record["step"] for record in found.values()))
+    common = [n for n in steps if all(any(n == _reference(next(iter(f.values()))) for f in s) for s in offered.values())]
+    return max(common, key=lambda name: (steps[name], name), default=None)
+
+
+def _most_trained(series: list[dict[Path, Record]], reference: str | None) -> dict[Path, Record]:
+    """Return the series to show, by: ``reference``, averaged generators, steps, a held-out floor, the lowest seed."""
+
+    def rank(found: dict[Path, Record]) -> tuple[Any, ...]:
+        first = next(iter(found.values()))
+        made_with, steps = first["provenance"], sum(record["step"] for record in found.values())
+        held_out = made_with.get("floor") is not None
+        return (_reference(first) != reference, made_with["weights"] != "ema", -steps, not held_out, made_with["seed"])
+
+    return min(series, key=rank)
+
+
+def _reference(record: Record) -> str:
+    """Return what identifies the real images that a score was made against."""
+    reference = record["provenance"]["reference"]
+    return repr(reference.get("images", reference))
 
 
 def _refuse(by_series: dict[Path, dict[str, Record]], protocol: str) -> NoReturn:
@@ -181,6 +218,19 @@ def _remark(records: list[Record], protocol: str) -> str | None:
         if found := describe_difference(first, other, REMARKED):
             return f"The {protocol} scores were not all made with the same versions and device ({found}): last digits may differ."
     return None
+
+
+def _other_references(series: list[dict[Path, Record]], shown: Record) -> str | None:
+    """Return a note on the references that the runs have ``series`` against, beside that of the score ``shown``."""
+    others = {
+        str(record["provenance"].get("reference_name"))
+        for found in series
+        if _reference(record := next(iter(found.values()))) != _reference(shown)
+    }
+    if not others:
+        return None
+    name = shown["provenance"].get("reference_name")
+    return f"The {shown['protocol']} scores are against {name}; the runs also have some against {', '.join(sorted(others))}."
 
 
 def _rows(found: list[tuple[RunScores, GanConfig]]) -> list[Table2Row]:

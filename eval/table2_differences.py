@@ -13,9 +13,14 @@ def baseline(table: Table) -> Table2Row:
 
 
 def distance_difference(table: Table, row: Table2Row, protocol: str) -> Difference | None:
-    """Return the difference of the distance of ``row`` to that of the baseline; None for the baseline, or without scores."""
-    a, b = (_group(own, protocol) for own in (row, baseline(table)))
-    if row is baseline(table) or a is None or b is None:
+    """Return the difference of the distance of ``row`` to that of the baseline.
+
+    None for the baseline, without scores, and where the two were trained on different images.
+    """
+    other = baseline(table)
+    trained_on = {run.images for own in (row, other) for run in own.runs if run.images}
+    a, b = (_group(own, protocol) for own in (row, other))
+    if row is other or a is None or b is None or len(trained_on) > 1:
         return None
     return difference(a, b, lower_is_better=True)
 

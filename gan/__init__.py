@@ -58,9 +58,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("msngan")
+        try:
+            return version("msngan")
+        except PackageNotFoundError:
+            return "unknown"  # a checkout that is not installed
     raise AttributeError(f"module 'gan' has no attribute {name!r}")
 
 

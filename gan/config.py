@@ -206,11 +206,18 @@ def _check_combinations(config: GanConfig, require: Require) -> None:
         "loss.clip",
         f"only wgan clips weights, not {config.loss.name}; set loss.clip=null.",
     )
+    critic = config.model.discriminator
+    unbounded = config.loss.name == "wgan" and clip is None
     require(
-        config.loss.name != "wgan" or clip is not None or set(config.model.discriminator.norms) <= set(LIPSCHITZ_NORMS),
+        not unbounded or set(critic.norms) <= set(LIPSCHITZ_NORMS),
         "loss.name",
-        f"with model.discriminator.norm={config.model.discriminator.norm} nothing bounds the critic's slope;"
-        " set loss.clip=0.01, model.discriminator.norm=spectral or loss.name=wgan-gp.",
+        f"with {critic.describe_norms()} as norms of D nothing bounds the critic's slope; set loss.clip=0.01,"
+        " loss.name=wgan-gp, or a spectral norm in each layer.",
+    )
+    require(
+        not (unbounded and critic.gain),
+        "model.discriminator.gain",
+        "a learned gain leaves the critic's slope unbounded; set gain=false, loss.clip=0.01 or loss.name=wgan-gp.",
     )
 
 

@@ -5,7 +5,8 @@ Their code overwrites the weight by W / sigma(W) before each step, and passes no
   python -m study.causes overwritten --config study/released/mnist_cnn3_released model.norm=spectral
   python -m study.causes constant --config study/released/mnist_cnn3_released model.norm=spectral
 
-An experiment of docs/study.md. Its settings do not record the part, so it trains in a folder of run.dir that is named after it.
+An experiment of docs/study.md. Its settings do not name the part: it trains in a folder of run.dir that is named after it, and
+part.json in the run's folder records it.
 """
 
 import argparse
@@ -35,6 +36,8 @@ class OverwrittenTask(ClassifierTask):
     The layer computes the same function as before: only the size of the optimiser's step relative to the weight changes.
     """
 
+    part = "overwritten"
+
     def step(self, number: int) -> Metrics:
         with torch.no_grad():
             for module in self.network.modules():
@@ -51,6 +54,8 @@ class _ConstantSigma(SpectralNorm):
 class ConstantTask(ClassifierTask):
     """SN without a gradient through sigma; its weight is never overwritten."""
 
+    part = "constant"
+
     def __init__(self, config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> None:
         super().__init__(config, images, accelerator)
         for module in self.network.modules():
@@ -58,7 +63,7 @@ class ConstantTask(ClassifierTask):
                 module.__class__ = _ConstantSigma  # same state; another gradient
 
 
-PARTS = {"overwritten": OverwrittenTask, "constant": ConstantTask}
+PARTS = {task.part: task for task in (OverwrittenTask, ConstantTask)}
 
 
 def main(arguments: Sequence[str]) -> int:

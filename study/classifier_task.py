@@ -27,7 +27,7 @@ from study.data import LabelledDataset, normalised, require_channels, training_i
 from study.dropout import dropping
 from study.models import build_classifier, update_classifier
 from study.probes import Prober
-from study.results import FAILED, write_failure
+from study.results import FAILED, check_part, write_failure
 
 TEST_BATCH = 250  # images in a forward pass of the test; in evaluation mode no norm mixes them, so the size changes no result
 
@@ -42,8 +42,10 @@ def train(config: StudyConfig, accelerator: Accelerator, task: "type[ClassifierT
     """
 
     def make_task(config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> ClassifierTask:
+        chosen = task or ClassifierTask
+        on_main(accelerator, lambda: check_part(config.folder, chosen.part))
         on_main(accelerator, lambda: _forget_failure(config.folder))  # only now is the folder locked and known to be a run
-        return (task or ClassifierTask)(config, images, accelerator)
+        return chosen(config, images, accelerator)
 
     try:
         return run_training(config, accelerator, lambda: training_images(config.data), total_steps, make_task)
@@ -70,6 +72,8 @@ def step_after(epochs: float, config: StudyConfig, images: LabelledDataset) -> i
 
 class ClassifierTask:
     """A classifier in training; implements ``gan.training.loop.TrainingTask``."""
+
+    part = ""  # of the released SN, in the experiments of study.causes
 
     def __init__(self, config: StudyConfig, images: LabelledDataset, accelerator: Accelerator) -> None:
         self.config, self.images, self.tested = config, images, images.tested

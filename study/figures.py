@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from gan.runs.grouping import differing_settings
 from gan.utils.errors import UserError
 from gan.utils.files import make_folder, write_atomically
 from gan.utils.safe_reading import without_mathematics
@@ -80,8 +81,10 @@ def _panels(groups: Sequence[tuple[ComparableRuns, float]], *, together: bool) -
     """Return the columns of each figure of probes, by its file name: one run a norm, of the first seed that all norms share.
 
     The BatchNorm run is shown with both the full and the published DenseNet-BC, which are the same network under BatchNorm.
+    Columns of one figure whose runs differ in settings name them.
     """
     found: dict[str, ByNorm] = {}
+    settings: dict[str, dict[str, Any]] = {}  # by the key of ``found``
     models: dict[str, list[str]] = {}  # keys of ``found`` by model and data
     for group, rate in groups:
         probed = {norm: own for norm, runs in group.of_rate(rate).items() if (own := [run for run in runs if run.probes])}
@@ -94,18 +97,29 @@ def _panels(groups: Sequence[tuple[ComparableRuns, float]], *, together: bool) -
         name = f"{model.name}{'' if model.variant == 'full' else f'_{model.variant}'}_{data}"
         number = sum(key == name or key.startswith(f"{name}_") for key in found)
         key = f"{name}_{number + 1}" if number else name
-        found[key] = by_norm
+        found[key], settings[key] = by_norm, {**group.settings, "optimizer.lr": rate}
         models.setdefault(f"{model.name}_{data}", []).append(key)
     if together:
         return {
-            model: [column(run, name_variant=len(keys) > 1) for key in keys for run in found[key].values()]
+            model: [
+                column(run, name_variant=len(keys) > 1, apart=_told_apart(settings[key], [settings[other] for other in keys]))
+                for key in keys
+                for run in found[key].values()
+            ]
             for model, keys in models.items()
         }
     for key, by_norm in found.items():
-        full = found.get(key.replace("_published_", "_", 1), {})
-        if "batch" in full and "batch" not in by_norm:
-            found[key] = {"batch": full["batch"], **by_norm}
+        full = key.replace("_published_", "_", 1)
+        same = full in found and not _told_apart(settings[key], [settings[full]])
+        if same and "batch" in found[full] and "batch" not in by_norm:
+            found[key] = {"batch": found[full]["batch"], **by_norm}
     return {key: [column(run, name_variant=False) for run in by_norm.values()] for key, by_norm in found.items()}
+
+
+def _told_apart(settings: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    """Return the settings, beside the variant and the images, that ``others`` have otherwise; "" where there are none."""
+    differing = differing_settings(settings, others)
+    return ", ".join(f"{key}={value}" for key, value in differing.items() if key not in ("model.variant", "images"))
 
 
 def _accuracy(groups: Sequence[tuple[ComparableRuns, float]]) -> Figure:

@@ -1,5 +1,6 @@
 """What the figures share: their style, grids of axes, and the columns of a figure that shows one run in each."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Column:
 
     title: str
     run: ClassifierRun
+    apart: str = ""  # the settings that tell it from the other columns
 
     @property
     def colour(self) -> str:
@@ -36,11 +38,15 @@ class Column:
 Panel = list[Column]  # the columns of a figure, from left to right
 
 
-def column(run: ClassifierRun, *, name_variant: bool) -> Column:
-    """Return the column of ``run`` under its norm's name, after its variant's where the figure shows several variants."""
+def column(run: ClassifierRun, *, name_variant: bool, apart: str = "") -> Column:
+    """Return the column of ``run`` under its norm's name, after its variant's where the figure shows several variants.
+
+    ``apart`` names the settings that tell it from the other columns.
+    """
     model = run.config.model
     norm = NORM_NAMES[model.norm]
-    return Column(f"{VARIANT_NAMES[model.variant]}:\n{norm}" if name_variant else norm, run)
+    title = f"{VARIANT_NAMES[model.variant]}:\n{norm}" if name_variant else norm
+    return Column(title + "".join(f"\n{line}" for line in textwrap.wrap(apart, 34)), run, apart)
 
 
 def grid(rows: int, columns: int, *, height: float = 2.4, **options: Any) -> tuple[Figure, Any]:

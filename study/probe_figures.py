@@ -26,9 +26,10 @@ def probes_csv(panel: Panel) -> str:
     lines: list[list[object]] = []
     for own in panel:
         model = own.run.config.model
+        variant = f"{model.variant} {own.apart}".strip()
         for record in own.run.probes:
             numbers = [record["gradient_below"][NEARLY_ZERO], *(record[name] for name in recorded)]
-            lines.append([model.variant, model.norm, record["layer"], record["step"], *(f"{number:.4g}" for number in numbers)])
+            lines.append([variant, model.norm, record["layer"], record["step"], *(f"{number:.4g}" for number in numbers)])
     return csv_text(["variant", "norm", "layer", "step", f"gradient_below_{NEARLY_ZERO}", *recorded], lines)
 
 

@@ -1,5 +1,6 @@
 """The classifiers that the paper's authors released: read one safely, and measure its accuracy in our networks."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,11 +139,15 @@ def _refuse_network(path: Path, model: str, reason: str) -> NoReturn:
 @torch.no_grad()
 def _copy(path: Path, model: str, what: str, target: Tensor | None, source: Tensor) -> None:
     assert target is not None
+    if source.layout != torch.strided or source.device.type != "cpu":
+        _refuse_network(path, model, f"{what} is no dense tensor")
     if source.shape != target.shape:
         _refuse_network(path, model, f"{what} is {list(source.shape)}, expected {list(target.shape)}")
     if not source.is_floating_point() or not source.isfinite().all():
         _refuse_network(path, model, f"{what} has values that are not finite floating-point numbers")
     target.copy_(source)
+    if not target.isfinite().all():
+        _refuse_network(path, model, f"{what} has values beyond float32")
 
 
 def evaluate_released(path: Path, config: StudyConfig, norm: str | None, data: str) -> str:
@@ -165,6 +170,8 @@ def evaluate_released(path: Path, config: StudyConfig, norm: str | None, data: s
     channels = released.layers[0]["weight"].shape[1]
     images = ImageDataset(source, size=config.data.image_size, channels=channels)
     correct, confidence = _classify(network, images, config)
+    if not math.isfinite(confidence):
+        _refuse(path, "its outputs are not finite numbers")
     layers = weighted_layers(network)
     lines = [
         f"{path.name}: {MODEL_NAMES[config.model.name]} under {NORM_NAMES[chosen]}",

@@ -18,6 +18,7 @@ from gan.utils.settings import MAX_BYTES, load
 from study.config import MODEL_NAMES, NORM_NAMES, StudyConfig
 
 FAILED = "failed.json"
+PART = "part.json"  # which part of the released SN a run of study.causes has; of an ordinary run there is none
 # Numbers that the figures need in each probe, beside the gradient's histogram and its shares of small entries.
 _PROBED = (
     "gradient_zero", "gradient_std", "gradient_max", "weight_mean", "weight_std", "preactivation_mean", "singular_kernel_mean",
@@ -44,11 +45,20 @@ class ClassifierRun:
         """The fingerprint of its training and test images, from environment.json; empty without that file."""
         return recorded_images(self.folder)
 
+    @cached_property
+    def part(self) -> str:
+        """The part of the released SN that study.causes trained it with; "none" of an ordinary run."""
+        return read_part(self.folder) or "none"
+
     @property
     def trained_on(self) -> int | None:
         """The number of training images; None where it is unknown."""
-        count = self.images.rpartition("-")[2].partition("x")[0]
-        return int(count) if count.isdecimal() and len(count) < 19 else None
+        return _count(self.images.rpartition("+")[2])
+
+    @property
+    def tested_on(self) -> int | None:
+        """The number of test images; None where it is unknown."""
+        return _count(self.images.partition("+")[0]) if "+" in self.images else None
 
     @cached_property
     def metrics(self) -> list[Record]:
@@ -93,6 +103,12 @@ class ClassifierRun:
     def layers(self) -> list[int]:
         """Numbers of the probed layers, ascending."""
         return sorted({int(record["layer"]) for record in self.probes})
+
+
+def _count(fingerprint: str) -> int | None:
+    """Return the number of images in a fingerprint such as "1d0c-60000x1x28x28"."""
+    count = fingerprint.rpartition("-")[2].partition("x")[0]
+    return int(count) if count.isdecimal() and len(count) < 19 else None
 
 
 def _read_records(path: Path, is_valid: Callable[[Record], bool]) -> list[Record]:
@@ -169,7 +185,7 @@ def _group_by_seed(
         runs,
         config_of=lambda run: run.config,
         name_of=lambda run: run.folder,
-        further=lambda run: {"images": run.images},
+        further=lambda run: {"images": run.images, "part": run.part},
         progress_of=progress_of,
     )
 
@@ -206,6 +222,27 @@ def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
         comparable = found.setdefault(repr(settings), ComparableRuns(settings, {}))
         comparable.runs[norm_and_rate] = sorted(group.runs, key=lambda run: run.config.seed)
     return sorted(found.values(), key=lambda group: (list(MODEL_NAMES).index(group.first.model), repr(group.settings)))
+
+
+def read_part(folder: Path) -> str:
+    """Return the part of the released SN that the run in ``folder`` was trained with by study.causes; "" of an ordinary run."""
+    path = folder / PART
+    if not path.exists():
+        return ""
+    try:
+        return str(parse_json(read_file(path, MAX_JSON))["part"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged. Restore it from a copy.") from None
+
+
+def check_part(folder: Path, part: str) -> None:
+    """Write the ``part`` that a run in ``folder`` is trained with. Raises UserError where it has been trained with another."""
+    found = read_part(folder)
+    if found and found != part:
+        raise UserError(f"{folder}: a run of python -m study.causes {found}. Train it on with that, or choose another run.name.")
+    if part and not found:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / PART, (json.dumps({"part": part}) + "\n").encode())
 
 
 def write_failure(folder: Path, error: str) -> None:

@@ -99,11 +99,22 @@ def budget(compared: ComparableRuns, others: Sequence[ComparableRuns]) -> str:
     parts = [f"{images:,} images"] if images is not None else []
     parts.append(f"{config.training.epochs:g} epochs")
     if config.data.test_images is not None:
-        parts.append(f"tested on {config.data.test_images:,}")
+        tested = compared.first.tested_on
+        parts.append(f"tested on {config.data.test_images if tested is None else tested:,}")
     shown = {"training.epochs", "data.train_images", "data.test_images", "images"}
     same_model = [other.settings for other in others if other.first.model == compared.first.model]
     differing = differing_settings(compared.settings, same_model)
     return ", ".join(parts + [f"{key}={value}" for key, value in differing.items() if key not in shown])
+
+
+def _set_name(run: ClassifierRun) -> str:
+    """Return the name of the run's data set; of a folder or zip its own or that of the folder around it, without "train"."""
+    data = run.config.data
+    if data.name != "folder":
+        return data.name
+    path = Path(data.path or "")
+    names = [name.lower().removesuffix(".zip").removesuffix("train").rstrip("-_") for name in (path.name, path.parent.name)]
+    return names[0] or names[1]
 
 
 class AccuracyRow:
@@ -115,8 +126,7 @@ class AccuracyRow:
         self.data, self.budget, self.cells, self.chosen = data_name(run), budget, cells, best(cells)
         self.published_on, accuracies = PUBLISHED_ACCURACY[run.config.model.name]
         self.published = accuracies.get(self.norm.removesuffix("_projected"))  # None: not in Table I
-        ours = self.data.lower().removesuffix(".zip").removesuffix("train").rstrip("-_")
-        self.same_data = ours == self.published_on
+        self.same_data = _set_name(run) == self.published_on
 
     @property
     def difference(self) -> float | None:

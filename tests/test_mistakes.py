@@ -75,6 +75,7 @@ AGAIN = ["--config", "{}/runs/old/config.yaml", "training.steps=9"]
 FOLDER = ["data.name=folder", "data.channels=null"]
 # Arguments ({} is the world's folder) and words of the one line that must come.
 MISTAKES: dict[str, tuple[list[str], str]] = {
+    "a critic whose gain has no bound": (["loss.name=wgan", "model.discriminator.gain=true"], "a learned gain leaves"),
     "unknown key": (["training.step=3"], "training.step is not a setting. Did you mean training.steps or"),
     "unknown section": (["trainer.steps=3"], "is not a setting"),
     "wrong type": (["training.steps=many"], "training.steps=many: expected a whole number."),
@@ -162,6 +163,10 @@ def test_a_mistake_gets_one_line_and_exit_code_2(
 
 
 GAN_MISTAKES: dict[str, tuple[list[str], str]] = {
+    "one checkpoint of an animation": (
+        ["sample", "{}/runs/old", "--out", "{}/o.gif", "--animate", "--checkpoint", "best"], "--checkpoint best"
+    ),
+    "columns of single images": (["sample", "{}/runs/old", "--out", "{}/o", "--single", "--columns", "3"], "--columns"),
     "no such run": (["sample", "{}/none", "--out", "{}/a.png"], "no such folder"),
     "not a run": (["sample", "{}/good", "--out", "{}/a.png"], "neither a checkpoint nor a run"),
     "ruined weights": (["sample", "{}/bent", "--out", "{}/a.png"], "has been changed or damaged"),

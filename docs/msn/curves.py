@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 
 from gan.runs import scores
 
+PROTOCOL, EXTRACTOR = "quick", "efficientnet-lite0"
 COLUMNS = ["run", "seed", "step", "distance", "precision", "recall"]
 LABELS = {
     "sn": "SN",
@@ -35,11 +36,17 @@ Row = dict[str, str]
 
 
 def scores_of(run: Path) -> list[Row]:
-    """Return the lines of scores.csv for one run's folder."""
-    form, seed = run.name.rsplit("_s", 1)
+    """Return the lines of scores.csv for one run's folder: of its scores under PROTOCOL by EXTRACTOR."""
+    form, _, seed = run.name.rpartition("_s")
+    if form not in LABELS:
+        raise SystemExit(f"{run}: expected a run named FORM_sSEED, with FORM one of {', '.join(LABELS)}")
     rows = []
     for record in scores.read(run):
         found = record["scores"]
+        if (record["protocol"], record["provenance"]["extractor"]["extractor"]) != (PROTOCOL, EXTRACTOR):
+            continue
+        if found["pooled"]["precision"] is None:
+            raise SystemExit(f"{run}: scored against statistics, which give no precision and recall")
         values = [found["fid"]["mean"], found["pooled"]["precision"], found["pooled"]["recall"]]
         cells = [form, seed, record["step"], *(f"{value:.4g}" for value in values)]
         rows.append(dict(zip(COLUMNS, map(str, cells), strict=True)))

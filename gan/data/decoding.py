@@ -100,9 +100,7 @@ def _strict_warnings() -> Iterator[None]:
 def _load(content: bytes, where: str) -> Image.Image:
     """Decode ``content``, without its metadata if that prevents it. Raises what Pillow raises."""
     try:
-        image = _open(content, where)
-        if image.format == "PNG":
-            image.info[PNG_BITS] = content[24]  # of its first chunk
+        image = _opened(content, where)
         image.load()
     except MemoryError:
         raise
@@ -111,10 +109,18 @@ def _load(content: bytes, where: str) -> Image.Image:
         if pixels is None or pixels == content:
             raise
         try:
-            image = _open(pixels, where)
+            image = _opened(pixels, where)
             image.load()
         except Exception:  # noqa: BLE001 (as in `decode`)
             raise error from None
+    return image
+
+
+def _opened(content: bytes, where: str) -> Image.Image:
+    """Open ``content``, and note the bits of a PNG."""
+    image = _open(content, where)
+    if image.format == "PNG":
+        image.info[PNG_BITS] = content[24]  # of its first chunk
     return image
 
 

@@ -192,9 +192,14 @@ def image_channels(data: DataConfig, source: Source | None = None) -> int:
         return 1 if data.name in ("digits", "mnist", "fashion_mnist") else 3
     source = source or open_source(data)
     chosen = np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).astype(int)
-    grey = 0
+    grey, unread = 0, []
     for index in map(int, chosen):
-        if not source.is_grey(index):
+        try:
+            is_grey = source.is_grey(index)
+        except UserError as error:  # decoding will name all that cannot be read
+            unread.append(error)
+            continue
+        if not is_grey:
             if grey:
                 source.remarks.append(
                     f"{data.path}: image {index + 1} is in colour, the {grey:,} before it that were looked at are grey:"
@@ -202,6 +207,8 @@ def image_channels(data: DataConfig, source: Source | None = None) -> int:
                 )
             return 3
         grey += 1
+    if not grey and unread:
+        raise unread[0]
     if grey < len(source):
         source.remarks.append(
             f"{data.path}: grey, as {grey:,} evenly spaced images of {len(source):,} are. For colour set data.channels=3."

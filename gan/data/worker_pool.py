@@ -30,6 +30,7 @@ _ASSIGNED = 4  # most pieces that wait in a worker's pipe: few enough that sendi
 _REPORT = 1.0  # seconds after which a worker sends what it has of a piece
 _POLL = 0.1  # seconds between two looks at what else may have happened
 # Pipe ends of this process. A forked worker closes its copies: they would keep the pipes open after the end of the main process.
+_NO_MEMORY = "MemoryError"  # what a worker sends when it has run out of memory
 _MAIN_ENDS: "weakref.WeakSet[Connection]" = weakref.WeakSet()
 
 
@@ -145,6 +146,8 @@ class WorkerPool(Generic[T]):
 
     def _check(self, seconds: float) -> None:
         """Raise an error if a worker is lost, or has been silent for too long after another ``seconds``."""
+        if self._failure == _NO_MEMORY:
+            raise UserError("a worker process that decodes images ran out of memory. Lower data.workers, or free memory.")
         if self._failure is not None:
             raise RuntimeError(f"in a worker process: {self._failure}")
         for worker in self._workers:
@@ -217,6 +220,8 @@ def _work(connection: Connection, function: Callable[[int], T]) -> None:
             connection.send((number, piece, values, True))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+    except MemoryError:
+        connection.send(_NO_MEMORY)
     except Exception as error:  # noqa: BLE001 (reported by the main process)
         connection.send(f"{type(error).__name__}: {error}")
 

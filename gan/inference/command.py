@@ -75,6 +75,10 @@ def sample(options: argparse.Namespace) -> int:
     if (rows := options.interpolate or 1) * (options.columns or 10) > _MAX_GRID:
         asked = f"--interpolate {rows} " * bool(options.interpolate) + f"--columns {options.columns or 10}"
         raise UserError(f"{asked}: a picture shows at most {_MAX_GRID:,} images. Lower one.")
+    if options.animate and options.checkpoint != "newest":
+        raise UserError(f"--checkpoint {options.checkpoint}: an animation shows the whole training. Leave it out.")
+    if options.single and options.columns:
+        raise UserError("--columns: --single writes no grid. Leave it out.")
     cli.refuse_existing(options)
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +156,8 @@ def _frames(options: argparse.Namespace, count: int, seed: int) -> list[image_fi
     if options.animate == "samples":
         if any(option is not None for option in (options.count, options.seed, options.columns, options.weights)):
             raise UserError("--animate shows the pictures that the run wrote; for other samples use --animate checkpoints.")
-        frames = [np.array(decode_file(path)) for path in sorted((options.run / "samples").glob("step-*.png"))]
+        paths = sorted((options.run / "samples").glob("step-*.png"), key=lambda path: (len(path.name), path.name))  # by step
+        frames = [np.array(decode_file(path)) for path in paths]
         setting = "samples.every"
     else:
         generators = (

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gan.data.datasets import ImageDataset, load_images
-from gan.inference.generator import TrainedGenerator
+from gan.inference.generator import TrainedGenerator, run_of
 from gan.inference.images import Pixels, grid
 from gan.inference.options import PIXELS
+from gan.runs.folder import require_trained_on
 from gan.utils.errors import UserError
 from gan.utils.progress import follow
 
@@ -81,10 +82,12 @@ def pixel_features(images: Tensor) -> Features:
 def training_images(generator: TrainedGenerator, path: str | None, neighbours: int) -> ImageDataset:
     """Open the images that ``generator`` was trained on; ``path`` is where they are now, None: where they were.
 
-    Raises UserError where they cannot be read, or are fewer than ``neighbours``.
+    Raises UserError where they cannot be read, are others by now, or are fewer than ``neighbours``.
     """
     data = generator.config.data
     images = load_images(data if path is None else replace(data, path=path))
+    if run := run_of(generator):
+        require_trained_on(images, run)
     if neighbours > len(images):
         raise UserError(f"--neighbours {neighbours}: there are {len(images):,} training images. Choose at most as many.")
     return images

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from gan.launch.report import describe_run
 from gan.runs.status import find_runs, read_status
+from gan.utils.errors import UserError
 from gan.utils.safe_reading import printable_lines
 
 INTERVAL = 5  # seconds
@@ -18,8 +19,16 @@ def status(options: argparse.Namespace) -> int:
     folders = list(dict.fromkeys(folder for given in options.runs for folder in find_runs(given)))
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a watch ends
         while True:
-            found = [read_status(folder) for folder in folders]
-            text = printable_lines("\n\n".join(map(describe_run, found)))
+            found, told = [], []
+            for folder in folders:
+                try:
+                    found.append(read_status(folder))
+                    told.append(describe_run(found[-1]))
+                except UserError as error:
+                    if len(folders) == 1:
+                        raise
+                    told.append(f"{folder}: damaged: {error}")
+            text = printable_lines("\n\n".join(told))
             print(_CLEAR + text if options.watch and sys.stdout.isatty() else text, flush=True)
             if not options.watch or all(run.state in ("done", "diverged") for run in found):
                 break

@@ -62,7 +62,7 @@ class MeanSpectralNorm(SpectralNorm):
         rounded = torch.get_autocast_dtype(x.device.type) if is_autocast(x.device.type) else x.dtype
         with full_precision(x.device.type):
             output, mean = self._centred(x.to(rounded), weight)
-        if output.numel() // len(mean) * processes() == 1:
+        if output.numel() // len(mean) * processes() <= 1:
             raise ValueError("mean spectral norm needs more than one value per channel in training")
         self.running_mean.lerp_(mean, self.momentum)
         return output
@@ -134,7 +134,7 @@ class MeanShift(nn.Module):
             h = h * self.gain.to(h.dtype).view(1, -1, 1, 1)
         if not self.training:
             return h + (self.m - self.running_mean).to(h.dtype).view(1, -1, 1, 1)
-        if h.numel() // h.shape[1] * processes() == 1:
+        if h.numel() // h.shape[1] * processes() <= 1:
             raise ValueError("centring needs more than one value per channel in training")
         output: Tensor
         output, mean = MeanSubtraction.apply(h, self.m)

@@ -56,7 +56,7 @@ def save(root: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     All files are written and synced in a folder of another name, which is then renamed. A kill at any time therefore leaves
     the old checkpoints and either the whole new one or none of it.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(exist_ok=True)  # not the run's folder, which someone may have moved
     _remove_unfinished(root)
     buffer = BytesIO()
     torch.save(checkpoint.optimizers, buffer)

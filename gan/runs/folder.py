@@ -56,10 +56,12 @@ def same_settings(config: C) -> C:
         return config
     config = keep_resolved(config, saved)
     if changed := differences(config, saved):
+        words = ["--config", str(config.folder / "config.yaml")]
+        if saved.folder.resolve() != config.folder.resolve():  # it was moved or copied
+            words += [f"run.dir={config.run.dir}", f"run.name={config.run.name}"]
         raise UserError(
             f"{config.folder} holds a run with other settings ({'; '.join(changed)})."
-            " Set run.name to start another run, or resume this one with its own settings:"
-            f" {shlex.join(['--config', str(config.folder / 'config.yaml')])}."
+            f" Set run.name to start another run, or resume this one with its own settings: {shlex.join(words)}."
         )
     return config
 
@@ -112,6 +114,16 @@ def recorded_images(run: Path) -> str:
     return str(starts[-1].get("data", "")) if starts else ""
 
 
+def require_trained_on(images: ImageDataset, run: Path) -> None:
+    """Raise UserError where ``images`` are not those that ``run`` was last started with, as far as environment.json tells."""
+    starts = read_starts(run)
+    if starts and "data" in starts[-1] and (change := change_of_images(images, starts[-1]["data"], starts[-1])):
+        raise UserError(
+            f"{run}: its training images have changed ({change}). Put those back that it was trained on, or name the images to"
+            " compare with by --reference."
+        )
+
+
 def is_run(folder: Path) -> bool:
     """Return whether a run has been started in ``folder``."""
     return (folder / "config.yaml").is_file()
@@ -128,7 +140,8 @@ def refuse_run(folder: Path) -> None:
     if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises OSError for a name that is too long)
         return
     inside = (found.parent for found in folder.glob("*/environment.json"))
-    around = [folder.parent] if folder.name == "samples" else []
+    whole = folder.resolve()  # of "." or a link
+    around = [whole.parent] if whole.name == "samples" else []
     for run in (folder, *around, *inside):
         if (run / MANIFEST).exists() or ((run / "environment.json").exists() and is_run(run)):
             score = command_line("eval", "score", run, "--protocol", "quick")

@@ -64,13 +64,19 @@ def _networks(folder: Path) -> InitialWeights:
 def _fitting(network: nn.Module, saved: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the tensors of ``network`` that are to be taken from ``saved``.
 
-    These are the parameters of equal name and shape; and buffers, in layers whose parameters all are. Statistics and singular
-    vectors of other weights would be wrong: with such vectors, sigma would be too small.
+    These are the parameters of equal name and shape; singular vectors, in layers whose weight is taken; and statistics, in
+    layers whose parameters all are, but for a gain, which starts at 1. Those of other weights would be wrong: with such
+    vectors, sigma would be too small.
     """
-    same = [key for key, value in network.state_dict().items() if key in saved and saved[key].shape == value.shape]
+    own = network.state_dict()
+    same = [key for key, value in own.items() if key in saved and saved[key].shape == value.shape]
     parameters = {key for key, _ in network.named_parameters()}
-    changed = {_layer(key) for key in parameters.difference(same)}
-    return [key for key in same if key in parameters or _layer(key) not in changed]
+    left = parameters.difference(same)
+    weights = {_layer(key) for key in left if key.endswith(".layer.weight")}
+    changed = {_layer(key) for key in left if not key.endswith(".gain")}
+    changed |= {_layer(key) for key in saved if key.endswith(".gain") and key not in own}  # its means are those times the gain
+    vectors = (".u", ".v")
+    return [key for key in same if key in parameters or _layer(key) not in (weights if key.endswith(vectors) else changed)]
 
 
 def _means_as_biases(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> dict[str, Tensor]:

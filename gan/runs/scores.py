@@ -11,7 +11,7 @@ from typing import Any
 from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.locks import locked
-from gan.utils.safe_reading import is_number, is_whole, read_records, refuse_links
+from gan.utils.safe_reading import is_number, is_whole, parse_json, read_records, refuse_links
 
 FILE = "scores.jsonl"
 Record = dict[str, Any]
@@ -122,11 +122,23 @@ def append(folder: Path, record: Record) -> None:
     with _locked(folder), (folder / FILE).open("a+b") as file:
         file.seek(0)
         content = file.read()
-        if not content.endswith(b"\n"):  # an incomplete line, left by a kill
-            file.truncate(content.rfind(b"\n") + 1)
+        if content and not content.endswith(b"\n"):
+            end = content.rfind(b"\n") + 1
+            if _is_json(content[end:]):
+                file.write(b"\n")  # an editor left it out
+            else:
+                file.truncate(end)  # a kill cut the line off
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        parse_json(line)
+    except ValueError:
+        return False
+    return True
 
 
 def forget_training_after(folder: Path, step: int) -> None:

@@ -22,9 +22,10 @@ def with_saved_settings(config: C, processes: int) -> tuple[C, C | None]:
 
     Raises UserError when ``processes`` do not divide the batch, or the folder is not a run of this kind.
     """
-    check_processes(config, processes)
     saved = saved_config(type(config), config.folder)
-    return (config if saved is None else keep_resolved(config, saved)), saved
+    config = config if saved is None else keep_resolved(config, saved)
+    check_processes(config, processes)
+    return config, saved
 
 
 def description(config: C, saved: C | None, accelerator: Accelerator, facts: Mapping[str, str]) -> str:

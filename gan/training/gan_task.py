@@ -30,6 +30,7 @@ from gan.training.loop import due, run_training
 from gan.training.memory_estimate import gan_bytes, require_memory
 from gan.utils import keyed_random
 from gan.utils.distributed import agree_on_errors, on_main, only_on_main
+from gan.utils.errors import UserError
 from gan.utils.files import write_atomically
 from gan.utils.settings import to_yaml
 
@@ -107,7 +108,15 @@ class GanTask:
         self.stream.prepare(range(number * updates, (number + 1) * updates), stopping)
 
     def step(self, number: int) -> Metrics:
-        return self._take_step(number)
+        try:
+            return self._take_step(number)
+        except RuntimeError as error:
+            if self.config.training.compile and type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise UserError(
+                    f"training.compile=true: torch cannot compile here ({reason}). Set training.compile=false."
+                ) from None
+            raise
 
     def learning_rates(self) -> dict[str, float]:
         state = self.state

@@ -1,6 +1,7 @@
 """Training loop for GANs and classifiers: resume, step, check, log, evaluate, save, stop."""
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from functools import partial
@@ -172,18 +173,30 @@ def due(step: int, every: int, total: int) -> bool:
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise UserError for a tracker that is not there, or where a run's grids of samples are given as images."""
+    """Raise UserError for a tracker that is not there, or where a run's grids of samples are or would become images."""
     check_trackers(config.tracking)
+    images = Path(config.data.path or "")
     if config.data.name == "folder":
-        refuse_run(Path(config.data.path or ""))
+        refuse_run(images)
+        if os.path.isdir(images) and config.folder.resolve().is_relative_to(images.resolve()):  # noqa: PTH112 (as in refuse_run)
+            raise UserError(
+                f"{config.folder}: inside data.path={config.data.path}, so that the run's grids of samples would become training"
+                " images. Set run.dir to a folder outside."
+            )
+    if config.data.name == "digits" and config.data.path is not None:
+        raise UserError(
+            f"data.path={config.data.path}: data.name=digits comes with scikit-learn and has no path. Set data.name=folder for"
+            " the images there, or leave the path out."
+        )
 
 
 def _load(config: C, accelerator: Accelerator, load_images: Callable[[], I]) -> tuple[C, I]:
     """Check the settings against the processes and the run's folder, then load the images, the same on every process."""
     with agree_on_errors(accelerator):
-        check_processes(config, accelerator.num_processes)
         check_inputs(config)
     config = on_main(accelerator, lambda: same_settings(config))  # before anything is downloaded
+    with agree_on_errors(accelerator):
+        check_processes(config, accelerator.num_processes)
     images = on_all_in_turn(accelerator, load_images)
     fingerprints = set(gather_object([images.fingerprint]))
     with agree_on_errors(accelerator):

@@ -117,9 +117,14 @@ class Recorder:
         try:
             yield
         except OSError as error:
+            since = f"The run is saved up to step {self.saved}" if self.saved else "Nothing had been saved yet"
+            if not (self.config.folder / "config.yaml").exists():
+                raise UserError(
+                    f"{self.config.folder}: moved or removed while the run was training. {since}. Where it was moved, put it"
+                    " back, or set run.dir and run.name to the new place; the same command then resumes from there."
+                ) from None
             if not is_users(error):
                 raise
-            since = f"The run is saved up to step {self.saved}" if self.saved else "Nothing had been saved yet"
             path: str | Path = error.filename or self.config.folder
             raise UserError(
                 f"{path}: {error.strerror}. {since}. Once this is repaired, the same command resumes from there."

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import io
+import logging
 import multiprocessing
 import os
 import select
@@ -11,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -20,6 +21,8 @@ from gan.utils.files import expand_home
 from gan.utils.memory import keep_large_blocks
 from gan.utils.progress import show_messages
 from gan.utils.safe_reading import printable
+
+log = logging.getLogger(__name__)
 
 RUN = "a run's folder, one of its checkpoints, an export, or hf://OWNER/NAME"  # help of RUN
 CHECKPOINT = "of a run: newest (default), best, or the step of one that it keeps"  # help of --checkpoint
@@ -40,7 +43,11 @@ class _ShowVersion(argparse.Action):
     """Print the version. It is looked up when it is asked for: a checkout that is not installed has none."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"msngan {version('msngan')}")
+        try:
+            found = version("msngan")
+        except PackageNotFoundError:
+            found = "(not installed)"
+        print(f"msngan {found}")
         parser.exit()
 
 
@@ -119,6 +126,20 @@ def find_config(name: str) -> Path:
     near = difflib.get_close_matches(name, known, 3) or known
     found = "a folder, not a file" if Path(name).is_dir() else "neither a file nor the name"
     raise UserError(f"--config {name}: {found} of a configuration, such as {', '.join(near)}.")
+
+
+def warn_of_another_folder(config: Path, overrides: Sequence[str], folder: Path) -> None:
+    """Log a warning where ``config`` is of a run in another folder than ``folder``, as after a move or a copy.
+
+    There is none where ``overrides`` name the folder: then it is meant.
+    """
+    here = config.resolve().parent
+    named = any(word.startswith(("run.name=", "run.dir=")) for word in overrides)
+    if config.name == "config.yaml" and (here / "environment.json").exists() and here != folder.resolve() and not named:
+        log.warning(
+            f"{config}: of the run in {here}, but its settings name {folder}, and this is where it trains."
+            f" To resume the run there, add run.dir={here.parent} run.name={here.name}."
+        )
 
 
 def program(main: Callable[[Sequence[str]], int]) -> Callable[[], int]:

@@ -19,7 +19,7 @@ class FileLock:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open ``path`` without locking it. Raises OSError. With ``read_only`` it must exist, and may belong to another user."""
         flags = os.O_RDONLY if read_only or path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_APPEND
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)  # the umask says whether a group may write
         _open_locks.add(self)
 
     def acquire(self, *, wait: bool) -> bool:

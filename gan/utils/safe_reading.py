@@ -83,7 +83,7 @@ def is_number(value: Any) -> bool:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON objects, each with "step"; none where there is no file. A last line that a kill cut
-    off is left out.
+    off is left out; one that only lacks its newline, as some editors leave it, is not.
 
     Raises ValueError for a line that is no such object, OSError as ``read_file``.
     """
@@ -91,12 +91,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for number, line in enumerate(read_file(path, _MAX_RECORDS).splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break
         try:
             record = parse_json(line)
         except ValueError:
             record = None
+        if record is None and not line.endswith(b"\n"):
+            break
         if not isinstance(record, dict) or not is_whole(record.get("step")):
             raise ValueError(f"line {number}")
         records.append(record)

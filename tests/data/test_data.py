@@ -404,3 +404,16 @@ def test_names_in_an_archive_that_point_outside_are_only_names(tmp_path: Path) -
     assert decoded(load_images(DataConfig(name="folder", path=str(tmp_path / "odd.zip")))).shape == (3, 1, 32, 32)
     assert sorted(tmp_path.rglob("*")) == before
     assert not Path("/absolute.png").exists()
+
+
+def test_unreadable_images_do_not_hide_the_others_where_channels_are_looked_for(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("L", (32, 32), 40 * number).save(tmp_path / f"{number}.png")
+    for number in (1, 4):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    data = DataConfig(name="folder", path=str(tmp_path))
+    assert sources.image_channels(data, sources.open_source(data)) == 1
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"0\.png"):
+        sources.image_channels(data, sources.open_source(data))

@@ -281,3 +281,31 @@ def test_a_dark_transparent_colour_of_16_bits_is_not_taken_for_a_bright_one() ->
         )
     )
     assert np.asarray(decode(content, "a.png")).tolist() == [[[255] * 3, [100] * 3]]
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_transparency_is_kept_where_metadata_has_to_be_left_out(bits: int) -> None:
+    if bits == 4:
+        image, transparent = Image.new("P", (2, 2), 3), bytes([255, 255, 255, 0])
+        image.putpalette([40] * 3 + [50] * 3 + [60] * 3 + [70] * 3)
+        plain = encoded(image, "PNG", bits=4, transparency=transparent)
+    else:
+        plain = sixteen_bit_png((0x1234, 0x5678, 0x9ABC))
+    position = plain.index(b"IDAT") - 4
+    text = b"zTXt" + b"a\0\0" + zlib.compress(bytes(2**27))  # larger than Pillow reads
+    long = plain[:position] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + plain[position:]
+    pixels = [np.asarray(decode(content, "a.png").convert("RGB")) for content in (plain, long)]
+    assert (pixels[0] == 255).all(), "transparent pixels are white"
+    assert np.array_equal(*pixels)
+
+
+def sixteen_bit_png(colour: tuple[int, int, int]) -> bytes:
+    """Return a PNG of 2x2 pixels of a colour, which is transparent."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    values = struct.pack(">3H", *colour)
+    rows = 2 * (b"\0" + 2 * values)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"tRNS", values) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -234,3 +234,12 @@ def test_a_streamed_run_without_a_worker_ends_with_its_steps_saved(
         assert errors.splitlines()[-1].startswith("error: a worker process that decodes images")
         assert f"The run is saved up to step {step}; the same command resumes from there" in errors
     assert not any(_runs(int(child)) for child in children)
+
+
+def lack_memory(index: int) -> int:
+    raise MemoryError
+
+
+def test_a_worker_without_memory_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"ran out of memory\. Lower data\.workers"):
+        list(compute_batches(lack_memory, [[0, 1]], 1))

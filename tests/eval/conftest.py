@@ -43,6 +43,7 @@ def make(finished_run: Path, tmp_path: Path) -> Make:
             for protocol in (QUICK, PAPER):
                 own = _features(draw, distance, identity)
                 provenance = {"step": step, "image": [1, 32, 32], "weights": "ema", "seed": 0}
+                provenance["reference_name"] = f"{changed.data.name}:{changed.data.split}"
                 floor = measurement.floor(reference, protocol)
                 record = measurement.make_record(own, reference, protocol, floor, provenance)
                 scores.append(folder, {"step": step, "source": "command", "series": protocol.name, **record})

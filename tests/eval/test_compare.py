@@ -98,7 +98,15 @@ def test_averaged_and_raw_generators_do_not_compare(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scale_down(monkeypatch)
-    arguments = [*TINY, f"run.dir={tmp_path}", "run.name=raw", "training.steps=2", "samples.every=0", "training.ema_decay=0"]
+    arguments = [
+        *TINY,
+        f"run.dir={tmp_path}",
+        "run.name=raw",
+        "seed=1",
+        "training.steps=2",
+        "samples.every=0",
+        "training.ema_decay=0",
+    ]
     assert command(arguments) == 0
     capsys.readouterr()
     sides = [trained / "an_0", "--against", tmp_path / "raw"]
@@ -114,6 +122,7 @@ def test_averaged_and_raw_generators_do_not_compare(
         (["an_0", "bn_1"], ["later_0"], "differ by more than the seed (model.generator.norm)"),
         (["bn_0"], ["an_1", "later_0"], "--against: the runs stand at different steps (2, 3)"),
         (["an_0"], ["large_0"], "trained on different images (data.image_size, files)"),
+        (["an_0"], ["copy"], "is on both sides, weight for weight"),
         (["an_0", "copy"], ["bn_0"], "are the same training (equal settings, seed 0)"),
         (["an_0"], ["missing"], "no such folder"),
     ],

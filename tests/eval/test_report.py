@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 from eval import __main__ as program
 from eval import table2_data
 from eval.differences import Group, difference
-from eval.table2_cells import PUBLISHED
+from eval.formatting import format_record
+from eval.table2_cells import PUBLISHED, overview
 from eval.table2_report import markdown, write_report
 from gan.runs import scores
 from gan.utils import cli
@@ -71,6 +73,7 @@ def test_runs_on_other_images_are_another_row_and_a_moved_set_is_the_same(make: 
     lines = read(tmp_path / "t")
     assert lines["SNGAN [images=cats-40x3x32x32]", "paper"]["trainings"] == "2"
     assert lines["SNGAN [images=dogs-40x3x32x32]", "paper"]["trainings"] == "1"
+    assert lines["SNGAN [images=dogs-40x3x32x32]", "paper"]["fid_difference"] == "", "trained on other images: no verdict"
 
 
 def test_rows_that_differ_from_sngan_are_marked_with_their_interval(make: Make, tmp_path: Path) -> None:
@@ -129,6 +132,12 @@ def test_published_numbers_stand_only_beside_cifar10_under_the_literatures_netwo
     assert "paper: FID" in known
     others = [text("b", *MSN, *cifar), text("c", *MSN, extractor="inception", weights=weights)]
     others += [text("d", *MSN, *cifar, extractor="inception", weights="1")]
+    dogs = make("dogs", *MSN, *cifar, extractor="inception", weights=weights)
+    records = [json.loads(line) for line in (dogs / scores.FILE).read_text().splitlines()]
+    for record in records:
+        record["provenance"]["reference_name"] = "dogs"
+    (dogs / scores.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    others += [markdown(table2_data.collect([dogs]))]
     others += [text("e", *MSN, *cifar, "data.image_size=64", extractor="inception", weights=weights)]
     assert not any("29.8" in other for other in others)
     assert "paper: Frechet distance" in others[2], "other weights give no FID"
@@ -293,3 +302,47 @@ def test_seconds_that_are_no_number_are_refused(make: Make, tmp_path: Path, caps
         file.write('{"step": 4, "seconds": NaN}\n')
     assert table2(run, "--out", tmp_path / "t") == 2
     assert "metrics.jsonl: a line is damaged" in capsys.readouterr().err
+
+
+def test_of_several_references_the_common_one_of_the_most_trained_generators_is_shown(make: Make) -> None:
+    run = make("a", *SN)
+    records = scores.read(run)
+    for record in [r for r in records if r["protocol"] == "paper" and r["step"] == 0]:
+        for name in ("other one", "other two", "other three"):
+            other = deepcopy(record)
+            other["provenance"] |= {"reference_name": name}
+            other["provenance"]["reference"]["images"] = {"content": name}
+            scores.append(run, other)
+    table = table2_data.collect([run])
+    assert {(name, r["step"], r["provenance"]["reference"]["images"]["content"]) for name, r in table.records.items()} == {
+        ("paper", 4, "x"), ("quick", 4, "x")
+    }  # fmt: skip
+    assert any("the runs also have some against other one, other three, other two" in note for note in table.notes)
+
+
+def test_an_overview_names_the_steps_of_each_protocol_where_they_differ(make: Make) -> None:
+    run = make("a", *SN)
+    kept = [r for r in scores.read(run) if (r["protocol"], r["step"]) != ("quick", 4)]
+    (run / scores.FILE).write_text("".join(json.dumps(record) + "\n" for record in kept))
+    row = overview(table2_data.collect([run]))[1][-1]
+    assert row[-1].startswith("paper: 1 training (seed 0), 4 steps") and "; quick: 1 training (seed 0), 0 steps" in row[-1]
+
+
+def test_a_last_record_without_a_newline_is_kept(make: Make) -> None:
+    run = make("a", *SN)
+    whole = scores.read(run)
+    (run / scores.FILE).write_bytes((run / scores.FILE).read_bytes().rstrip(b"\n"))
+    assert scores.read(run) == whole
+    scores.append(run, whole[0])
+    assert scores.read(run) == [*whole, whole[0]]
+    with (run / scores.FILE).open("ab") as file:
+        file.write(b'{"step": 5, "sour')  # cut off by a kill
+    scores.append(run, whole[0])
+    assert scores.read(run) == [*whole, whole[0], whole[0]]
+
+
+def test_every_value_stands_apart_from_its_name(make: Make) -> None:
+    record = next(r for r in scores.read(make("a", *SN)) if r["protocol"] == "paper")
+    for line in format_record("a", record).splitlines()[1:]:
+        assert re.search(r"[^ ] +[-\d]", line), line
+        assert not re.search(r"images\d", line), line

@@ -509,6 +509,15 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "one image": (["images", "{}/one", "{}/a"], "one image"),
     "mixed sizes": (["images", "{}/a", "{}/mixed"], "images of mixed sizes"),
     "two sizes": (["images", "{}/a", "{}/large"], "Give --size 32"),
+    "two sizes, one of statistics": (["images", "{}/large", "{}/native.npz"], "make it again, or give --size 8"),
+    "every checkpoint and one": (["score", "{}/run", "--protocol", "quick", "--all", "--checkpoint", "4"], "--checkpoint 4"),
+    "the reference as a floor": (["score", "{}/run", "--protocol", "quick", "--floor", "digits"], "the images of the reference"),
+    "a floor beside statistics": (
+        ["score", "{}/run", "--protocol", "quick", "--floor", "{}/a", "--reference", "{}/fewer.npz"], "statistics have none"
+    ),
+    "statistics of fewer images than a protocol has": (
+        ["score", "{}/run", "--protocol", "sngan", "--reference", "{}/fewer.npz"], "statistics of 41 images, and protocol sngan"
+    ),
     "a run in place of images": (["images", "{}/run", "{}/a", "--size", "32"], "its pictures are grids of samples"),
     "a run's grids": (["images", "{}/a", "{}/run/samples"], "of the run"),
     "a checkpoint in place of images": (["images", "{}/run/checkpoints/step-00000004", "{}/a"], "-m eval score"),
@@ -529,7 +538,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["score", "{}/run", "--protocol", "paper", "--reference", "{}/native.npz"],
         "images of 8x8, to be compared with images of 32x32",
     ),
-    "statistics and images of two sizes": (["images", "{}/native.npz", "{}/a"], "Give --size 8"),
+    "statistics and images of two sizes": (["images", "{}/native.npz", "{}/a"], "make it again, or give --size 8"),
     "table into a file": (["table2", "{}/scored", "--out", "{}/junk"], "cannot be written"),
     "too few held-out images": (["score", "{}/run", "--protocol", "quick", "--floor", "{}/mixed"], "at least 4 held-out images"),
     "images larger than any": (["images", "{}/a", "{}/a", "--size", "1099511627776"], "from 1 to 4096"),
@@ -562,6 +571,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> Path:
     np.savez(tmp_path / "native.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
     provenance = json.dumps({"extractor": {"extractor": "inception", "weights_sha256": "1"}})
     np.savez(tmp_path / "other.npz", mu=np.zeros(12), sigma=np.eye(12), provenance=np.array(provenance))
+    provenance = json.dumps({"extractor": {"extractor": "efficientnet-lite0"}, "images": {"count": 41}})
+    fewer = {"mu": np.zeros(12), "sigma": np.eye(12), "count": np.array(41), "provenance": np.array(provenance)}
+    np.savez(tmp_path / "fewer.npz", **fewer)
     return tmp_path
 
 
@@ -616,3 +628,23 @@ def test_scores_under_a_protocol_of_another_version_alone_make_no_table(
     (run / "scores.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert evaluate("table2", str(run), "--out", str(tmp_path / "t")) == 2
     assert "scores under newer alone" in capsys.readouterr().err
+
+
+def test_a_score_needs_the_images_that_the_run_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale_down(monkeypatch)
+    monkeypatch.setenv("MSNGAN_CACHE", str(tmp_path / "cache"))
+    picture_folder(tmp_path / "own", 30)
+    settings = ["data.name=folder", f"data.path={tmp_path / 'own'}", "training.steps=1", "samples.every=0"]
+    assert command([*TINY, *settings, f"run.dir={tmp_path}", "run.name=run"]) == 0
+    words = ["score", str(tmp_path / "run"), "--protocol", "quick", "--extractor", "efficientnet-lite0"]
+    moved = (tmp_path / "own").rename(tmp_path / "moved")
+    assert evaluate(*words, "--data", str(moved)) == 0, "the same images elsewhere"
+    assert scores.read(tmp_path / "run")[-1]["provenance"]["reference_name"] == "moved"
+    picture_folder(tmp_path / "own", 31)
+    capsys.readouterr()
+    for more in ([], ["--data", str(tmp_path / "own")]):
+        assert evaluate(*words, *more) == 2
+        assert "its training images have changed" in capsys.readouterr().err
+    assert evaluate(*words, "--reference", str(tmp_path / "own")) == 0, "others that are named"

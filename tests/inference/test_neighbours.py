@@ -35,6 +35,7 @@ class Copier:
     """A "generator" that returns training images with noise."""
 
     config: GanConfig
+    folder = Path("exported")
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         images = load_images(self.config.data)

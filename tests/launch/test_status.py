@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,11 @@ def test_exports_are_no_runs_and_a_checkpoint_is_one_of_its_run(run: Path) -> No
     assert find_runs(run.parent) == [run]
     with pytest.raises(UserError, match="no run"):
         find_runs(run.parent / "export")
+
+
+def test_a_damaged_run_does_not_hide_the_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = shutil.copytree(run, run.parent / "zdamaged")
+    (damaged / "metrics.jsonl").write_text("{\n")
+    assert status(run.parent) == 0
+    shown = capsys.readouterr().out
+    assert "step 4 of 4" in shown and f"{damaged}: damaged: " in shown

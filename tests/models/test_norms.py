@@ -352,3 +352,12 @@ def test_a_transposed_weight_of_a_dense_layer_is_normalised(norm: type[SpectralN
     first = norm(plain)
     torch.manual_seed(0)
     assert close(norm(tied)(x), first(x))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 1, 1)])
+def test_too_few_values_for_a_mean_change_nothing(shape: tuple[int, ...]) -> None:
+    layers = [normalize(nn.Conv2d(3, 4, 1), "mean_spectral"), MeanShift(3)]
+    for layer in layers:
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            layer.train()(torch.ones(shape))
+        assert layer.running_mean.tolist() == [0.0] * len(layer.running_mean)

@@ -13,7 +13,8 @@ from study.causes import ConstantTask, OverwrittenTask, main
 from study.classifier_task import ClassifierTask
 from study.config import load_study_config
 from study.data import training_images
-from tests.study.common import DIGITS, TINY
+from study.results import comparable_runs, read_runs
+from tests.study.common import DIGITS, TINY, study
 
 
 def after(task: type[ClassifierTask], tmp_path: Path, steps: int, norm: str = "spectral") -> Any:
@@ -60,4 +61,13 @@ def test_a_part_trains_as_a_run_of_its_own_and_refuses_other_norms(tmp_path: Pat
     assert "model.norm=batch: the parts are of the paper's SN" in capsys.readouterr().err
     assert cli.run(lambda: main([*words, "model.norm=spectral"])) == 0
     assert "of the test images after 0.4 epochs" in capsys.readouterr().out
-    assert (tmp_path / "overwritten" / "part" / "config.yaml").exists(), "apart from runs with the same settings"
+    part = tmp_path / "overwritten" / "part"
+    assert (part / "config.yaml").exists(), "apart from runs with the same settings"
+    ordinary = [*TINY, "model.norm=spectral"]
+    assert study("train", "--config", str(DIGITS), *ordinary, f"run.dir={tmp_path}", "run.name=plain") == 0
+    groups = comparable_runs(read_runs([part, tmp_path / "plain"]))
+    assert [group.settings["part"] for group in groups] == ["none", "overwritten"], "two trainings, not one twice"
+    capsys.readouterr()
+    longer = ["training.epochs=0.6", f"run.dir={tmp_path / 'overwritten'}", "run.name=part"]
+    assert study("train", "--config", str(DIGITS), *ordinary, *longer) == 2
+    assert "a run of python -m study.causes overwritten" in capsys.readouterr().err

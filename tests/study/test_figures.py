@@ -1,6 +1,7 @@
 """Figures show what was recorded, each norm on a scale on which it can be read."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from study.figures import _accuracy
+from study.figures import _accuracy, _of_one_rate, _panels
 from study.panels import column
 from study.probe_figures import SHOWN_BINS, central_range, coarser, histogram_layers, probes_csv
 from study.results import comparable_runs, read_run
@@ -108,3 +109,14 @@ def test_histograms_are_of_the_papers_layers_and_of_those_that_runs_of_before_re
     assert histogram_layers([7, 14, 45, 57, 68, 76]) == [45, 76]
     assert histogram_layers([6, 13, 44, 56, 67, 75]) == [44, 75]
     assert histogram_layers([1, 2, 3, 4]) == [1, 4]
+
+
+def test_columns_of_one_variant_name_the_settings_that_tell_them_apart(finished: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub("batch_size: [0-9]+", "batch_size: 10", text, count=1))
+    panels = _panels(_of_one_rate([read_run(finished), read_run(other)], None), together=True)
+    (columns,) = panels.values()
+    assert sorted(shown.apart for shown in columns) == ["training.batch_size=10", "training.batch_size=20"]
+    assert all(shown.apart in shown.title for shown in columns)
+    assert "full training.batch_size=10" in probes_csv(columns)

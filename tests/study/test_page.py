@@ -35,6 +35,20 @@ def test_accuracies_as_written_are_those_of_table_1() -> None:
             assert f"{float(row['mean']):.2f}" in page(), row
 
 
+def test_the_table_by_learning_rate_is_the_one_beside_the_page() -> None:
+    for line in (FILES / "table1.md").read_text().splitlines():
+        if line.startswith(("| VGG-7", "| 3-layer")):
+            assert line in page()
+
+
+def test_accuracies_of_vgg7_stand_in_their_rows() -> None:
+    names = {"batch": "BN", "mean_spectral_projected": "MSN, projected, with gain", "spectral_projected": "SN, projected"}
+    for (norm, budget), accuracies in curves("epochs.csv", "norm", "trained_on").items():
+        if len(accuracies) == 10 and budget.startswith("50,000 images, 10 epochs"):
+            cells = " | ".join(f"{accuracies[epoch - 1]:.2f}" for epoch in (1, 2, 3, 4, 6, 10))
+            assert f"| {names[norm]} | {cells} |" in page()
+
+
 def test_accuracies_of_the_whole_released_recipe_are_those_of_the_runs() -> None:
     for run, accuracies in curves("mnist_released.csv", "norm", "lr", "seed").items():
         long = len(accuracies) == 60

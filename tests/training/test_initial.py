@@ -10,6 +10,7 @@ import torch
 
 import gan.__main__
 import train as program
+from gan.models.spectral_norm import SpectralNorm
 from gan.runs import checkpoints
 from gan.runs.initial_weights import InitialWeights, load_fitting
 from gan.utils import cli
@@ -168,3 +169,18 @@ def test_sn_starts_as_the_msn_network_is_in_evaluation_mode() -> None:
     load_fitting({"discriminator": sn}, InitialWeights(Path("msn"), 7, {"discriminator": with_gain.state_dict()}))
     assert torch.equal(sn.layers[0].layer.bias, with_gain.layers[0].layer.bias)
     assert not torch.allclose(with_gain.layers[0].m, with_gain.layers[0].running_mean)
+
+
+@pytest.mark.parametrize("source", ["spectral", "mean_spectral"])
+@pytest.mark.parametrize("gain", [False, True])
+def test_loaded_weights_have_their_own_largest_singular_value(source: str, gain: bool) -> None:
+    trained = start(f"model.discriminator.norm={source}", "seed=1")[0].discriminator
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(20)  # the vectors of other weights would be far off
+    network = start("model.discriminator.norm=mean_spectral", f"model.discriminator.gain={str(gain).lower()}")[0].discriminator
+    load_fitting({"discriminator": network}, InitialWeights(Path("trained"), 7, {"discriminator": trained.state_dict()}))
+    for layer in network.modules():
+        if isinstance(layer, SpectralNorm):
+            weight = layer.weight().detach().flatten(1)
+            assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1, abs=0.1)

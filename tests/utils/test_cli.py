@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,3 +227,15 @@ def test_a_cpu_by_number_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for device in ("cpu:0", "cpu", None):
         distributed.make_accelerator(device)
     assert asked == [True, True, False]
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(cli, "version", missing)
+    with pytest.raises(SystemExit):
+        cli.Parser(prog="train.py").parse_args(["--version"])
+    assert capsys.readouterr().out == "msngan (not installed)\n"
