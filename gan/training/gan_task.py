@@ -27,7 +27,7 @@ from gan.training.context import GanContext, Metrics
 from gan.training.cuda_graph import step_function
 from gan.training.gan_state import build_state, restore, snapshot
 from gan.training.loop import due, run_training
-from gan.training.memory_estimate import gan_bytes, require_memory
+from gan.training.memory_estimate import gan_bytes, require_memory, require_memory_for_samples
 from gan.utils import keyed_random
 from gan.utils.distributed import agree_on_errors, on_main, only_on_main
 from gan.utils.errors import UserError
@@ -76,6 +76,7 @@ class GanTask:
         shard, device = self.context.shard, self.context.device
         with agree_on_errors(accelerator):
             require_memory(config, gan_bytes(config, shard.local_size), device)
+            require_memory_for_samples(config, device)
         self.stream = BatchStream(images, self.context.cache_pixels(images), config=config, shard=shard, device=device)
         self.state = build_state(self.context)
         self._take_step = step_function(self.state, self.stream, self.context)

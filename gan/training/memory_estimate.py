@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from gan.config import GanConfig
+from gan.inference.sampling import CHUNK
 from gan.utils.errors import UserError
 from gan.utils.settings import RunConfig
 
@@ -31,6 +32,22 @@ def gan_bytes(config: GanConfig, local_size: int) -> float:
     kept = max(2 * discriminator, generator + discriminator) * area * _BYTES[config.training.precision]
     images = (config.data.channels or 1) * area * 4 * (1 + config.training.d_steps)
     return local_size * (kept / config.micro_batches + images)
+
+
+def require_memory_for_samples(config: GanConfig, device: torch.device) -> None:
+    """Raise UserError where a grid of samples or a score needs more memory than is free on ``device``.
+
+    The lower bound is what G's last hidden layer takes and returns for the CHUNK images of a pass in float32.
+    """
+    if not config.samples.every and not config.evaluation.every:
+        return
+    needed, free = 1.5 * CHUNK * config.model.generator.channels * config.data.image_size**2 * 4, free_bytes(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"data.image_size={config.data.image_size}: samples are made {CHUNK} at a time, which needs more than"
+            f" {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free on {device.type}. Lower it or"
+            " model.generator.channels, or set samples.every=0 and evaluation.every=0."
+        )
 
 
 def require_memory(config: RunConfig, needed: float, device: torch.device) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 
 from gan.config import GanConfig
 from gan.models.build import build_discriminator, build_generator
-from gan.training.memory_estimate import free_bytes, gan_bytes
+from gan.training.memory_estimate import free_bytes, gan_bytes, require_memory_for_samples
+from gan.utils.errors import UserError
 from tests.conftest import command
 from tests.workers import config_of
 
@@ -78,3 +79,12 @@ def test_the_limit_of_a_container_counts(tmp_path: Path) -> None:
     assert free_bytes(CPU, tmp_path, tmp_path) == 2_000_000
     assert free_bytes(torch.device("meta"), tmp_path, tmp_path) is None
     assert free_bytes(CPU, tmp_path / "none", tmp_path / "none") is None
+
+
+def test_samples_that_do_not_fit_are_refused_by_what_makes_them_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan.training.memory_estimate.free_bytes", lambda _device: 1.5e9)
+    large = ["data.image_size=512", "training.batch_size=2", "model.generator.channels=16"]
+    with pytest.raises(UserError, match=r"data.image_size=512: samples are made 64 at a time, which needs more than 1.6 GB"):
+        require_memory_for_samples(config_of(large), CPU)
+    require_memory_for_samples(config_of([*large, "samples.every=0"]), CPU)
+    require_memory_for_samples(config_of(["data.image_size=256", *large[1:]]), CPU)
