@@ -38,8 +38,8 @@ Row = dict[str, str]
 def scores_of(run: Path) -> list[Row]:
     """Return the lines of scores.csv for one run's folder: of its scores under PROTOCOL by EXTRACTOR."""
     form, _, seed = run.name.rpartition("_s")
-    if form not in LABELS:
-        raise SystemExit(f"{run}: expected a run named FORM_sSEED, with FORM one of {', '.join(LABELS)}")
+    if not form or not seed.isdecimal():
+        raise SystemExit(f"{run}: expected a run named FORM_sSEED; drawn are the forms {', '.join(LABELS)}")
     rows = []
     for record in scores.read(run):
         found = record["scores"]

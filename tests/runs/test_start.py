@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,19 @@ def test_files_that_a_group_shares_are_as_writable_as_its_umask_says(tiny: Tiny,
     folder = tmp_path / "runs" / "tiny"
     for name in (".lock", "metrics.jsonl", "config.yaml"):
         assert (folder / name).stat().st_mode & 0o060 == 0o060, name
+
+
+def test_a_machine_that_cannot_compile_is_one_line(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})
+
+    def fail(self: GanTask, number: int) -> Any:
+        raise missing("InvalidCxxCompiler: No working C++ compiler found\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr("gan.training.gan_task.step_function", lambda *_: partial(fail, None))
+    with pytest.raises(missing):  # without torch.compile it is no mistake of the user
+        command(tiny("training.steps=1"))
+    assert command(tiny("training.steps=1", "training.compile=true", "run.name=compiled")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "training.compile=true: torch cannot compile here (InvalidCxxCompiler: No working C++ compiler found)" in error
