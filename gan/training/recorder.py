@@ -118,7 +118,7 @@ class Recorder:
             yield
         except OSError as error:
             since = f"The run is saved up to step {self.saved}" if self.saved else "Nothing had been saved yet"
-            if not (self.config.folder / "config.yaml").exists():
+            if isinstance(error, FileNotFoundError) and not (self.config.folder / "config.yaml").exists():
                 raise UserError(
                     f"{self.config.folder}: moved or removed while the run was training. {since}. Where it was moved, put it"
                     " back, or set run.dir and run.name to the new place; the same command then resumes from there."
