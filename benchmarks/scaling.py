@@ -63,17 +63,17 @@ def count(name: str, batch: int, d_batches: str = "auto") -> Cost:
     train_step(state, stream, 0, context)  # creates the state of the optimisers
     with _Count() as found:
         train_step(state, stream, 1, context)
-    penalty = _Count()
+    penalty_flops = penalty_bytes = 0.0
     if config.loss.name == "wgan-gp":
         with (
             mock.patch.object(gan_step, "gradient_penalty", lambda discriminator, real, *_: real.new_zeros(())),
             _Count() as rest,
         ):
             train_step(state, stream, 2, context)
-        penalty.flops, penalty.bytes = found.flops - rest.flops, found.bytes - rest.bytes
+        penalty_flops, penalty_bytes = found.flops - rest.flops, found.bytes - rest.bytes
     gradients = sum(4 * p.numel() for network in (state.generator, state.discriminator) for p in network.parameters())
     all_reduces = collectives(name, d_batches)
-    return Cost(found.flops, found.bytes, found.operations, gradients, all_reduces, penalty.flops, penalty.bytes)
+    return Cost(found.flops, found.bytes, found.operations, gradients, all_reduces, penalty_flops, penalty_bytes)
 
 
 def collectives(name: str, d_batches: str = "auto") -> int:

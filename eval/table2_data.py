@@ -66,11 +66,12 @@ def collect(folders: Sequence[Path], extractor: str | None = None) -> Table:
     if len(names) > 1:
         raise UserError(f"the runs have scores by {' and '.join(sorted(names))}, which do not compare. Choose with --extractor.")
     offered = {protocol: found for protocol in COLUMNS if (found := _shared_series(records, protocol))}
-    chosen = {protocol: _most_trained(found, _common_reference(offered)) for protocol, found in offered.items()}
+    reference = _common_reference(offered)
+    chosen = {protocol: _most_trained(found, reference) for protocol, found in offered.items()}
     if not chosen:
         others = " and ".join(sorted({str(r["protocol"]) for own in records.values() for r in own if r["source"] == "command"}))
         raise UserError(f"the runs have scores under {others} alone, which this version does not know. Score them again.")
-    first = {protocol: next(iter(found.values())) for protocol, found in chosen.items()}
+    first = {protocol: _first(found) for protocol, found in chosen.items()}
     _check_protocols(first)
     curve = _curve_record([r for own in records.values() for r in own if _extractor(r)["extractor"] in names])
     runs = []
@@ -158,9 +159,9 @@ def _common_reference(offered: dict[str, list[dict[Path, Record]]]) -> str | Non
     steps: dict[str, int] = {}
     for series in offered.values():
         for found in series:
-            name = _reference(next(iter(found.values())))
-            steps[name] = max(steps.get(name, 0), sum(record["step"] for record in found.values()))
-    common = [n for n in steps if all(any(n == _reference(next(iter(f.values()))) for f in s) for s in offered.values())]
+            name = _reference(_first(found))
+            steps[name] = max(steps.get(name, 0), _steps(found))
+    common = [name for name in steps if all(name in map(_reference, map(_first, series)) for series in offered.values())]
     return max(common, key=lambda name: (steps[name], name), default=None)
 
 
@@ -168,12 +169,20 @@ def _most_trained(series: list[dict[Path, Record]], reference: str | None) -> di
     """Return the series to show, by: ``reference``, averaged generators, steps, a held-out floor, the lowest seed."""
 
     def rank(found: dict[Path, Record]) -> tuple[Any, ...]:
-        first = next(iter(found.values()))
-        made_with, steps = first["provenance"], sum(record["step"] for record in found.values())
-        held_out = made_with.get("floor") is not None
-        return (_reference(first) != reference, made_with["weights"] != "ema", -steps, not held_out, made_with["seed"])
+        made_with = _first(found)["provenance"]
+        is_other = _reference(_first(found)) != reference
+        return is_other, made_with["weights"] != "ema", -_steps(found), made_with.get("floor") is None, made_with["seed"]
 
     return min(series, key=rank)
+
+
+def _first(found: dict[Path, Record]) -> Record:
+    """Return one score of a series: all have the same reference, weights and seed."""
+    return next(iter(found.values()))
+
+
+def _steps(found: dict[Path, Record]) -> int:
+    return sum(int(record["step"]) for record in found.values())
 
 
 def _reference(record: Record) -> str:
@@ -225,7 +234,7 @@ def _other_references(series: list[dict[Path, Record]], shown: Record) -> str | 
     others = {
         str(record["provenance"].get("reference_name"))
         for found in series
-        if _reference(record := next(iter(found.values()))) != _reference(shown)
+        if _reference(record := _first(found)) != _reference(shown)
     }
     if not others:
         return None

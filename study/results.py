@@ -76,13 +76,7 @@ class ClassifierRun:
     @property
     def failure(self) -> str | None:
         """The error by which it diverged; None for a run that has not."""
-        path = self.folder / FAILED
-        if not path.exists():
-            return None
-        try:
-            return str(parse_json(read_file(path, MAX_JSON))["error"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: damaged. Remove it to train the run again.") from None
+        return _read_text(self.folder / FAILED, "error", "Remove it to train the run again.")
 
     @property
     def complete(self) -> bool:
@@ -109,6 +103,16 @@ def _count(fingerprint: str) -> int | None:
     """Return the number of images in a fingerprint such as "1d0c-60000x1x28x28"."""
     count = fingerprint.rpartition("-")[2].partition("x")[0]
     return int(count) if count.isdecimal() and len(count) < 19 else None
+
+
+def _read_text(path: Path, key: str, advice: str) -> str | None:
+    """Return the text under ``key`` in a small JSON file; None where there is no file. Raises UserError for a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return str(parse_json(read_file(path, MAX_JSON))[key])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged. {advice}") from None
 
 
 def _read_records(path: Path, is_valid: Callable[[Record], bool]) -> list[Record]:
@@ -226,13 +230,7 @@ def comparable_runs(runs: Iterable[ClassifierRun]) -> list[ComparableRuns]:
 
 def read_part(folder: Path) -> str:
     """Return the part of the released SN that the run in ``folder`` was trained with by study.causes; "" of an ordinary run."""
-    path = folder / PART
-    if not path.exists():
-        return ""
-    try:
-        return str(parse_json(read_file(path, MAX_JSON))["part"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged. Restore it from a copy.") from None
+    return _read_text(folder / PART, "part", "Restore it from a copy.") or ""
 
 
 def check_part(folder: Path, part: str) -> None:
